@@ -1,0 +1,340 @@
+// adanat generate: images from a model folder (spec/cli.md, generate).
+#include <ATen/ops/cat.h>
+#include <ATen/ops/tensor.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <future>
+
+#include "apps/adanat/cli.h"
+#include "apps/pipeline/pipeline.h"
+#include "core/base/interrupt.h"
+#include "core/base/log.h"
+#include "core/io/atomic_file.h"
+#include "core/nn/device.h"
+#include "core/nn/tensor_file.h"
+#include "core/sampling/observers.h"
+
+namespace adanat {
+namespace fs = std::filesystem;
+namespace {
+
+struct GenerateOptions {
+  std::string model, output, classes, schedule, grid, save_tokens, trace, preview;
+  int64_t count = 1, steps = 0, seed = 42, first_index = 0, batch_size = 16;
+  std::optional<double> guidance, temperature, sampling_temperature;
+  std::optional<std::string> guidance_curve;
+  bool json = false, has_steps = false;
+  ComputeOptions compute;
+};
+
+// Where images go: one grid, or one file per image.
+class Output {
+ public:
+  Output(const std::string& path, const std::string& grid, int64_t count, int64_t first_index)
+      : path_(path), first_index_(first_index) {
+    const bool numbered = path.find('%') != std::string::npos;
+    single_ = !numbered && fs::path(path).extension() == ".png";
+    if (numbered) {
+      check_pattern(path);
+    } else if (!single_) {
+      if (!path.ends_with('/') && fs::path(path).has_extension() && !fs::is_directory(path))
+        throw InputError(cat("--output ", path, ": must be FILE.png (one grid), DIR/ or DIR/%05d.png"));
+      path_ = (fs::path(path) / "%05d.png").string();
+    }
+    if (single_) {
+      if (fs::is_directory(path)) throw InputError(cat("--output ", path, ": is a folder; give FILE.png or ", path, "/"));
+      std::tie(rows_, columns_) = parse_grid(grid, count);
+    } else if (!grid.empty()) {
+      throw InputError("--grid: only for one FILE.png as --output");
+    }
+    const fs::path folder = fs::path(path_).parent_path();
+    std::error_code error;
+    if (!folder.empty()) fs::create_directories(folder, error);
+    if (error) throw InputError(cat("--output ", path, ": cannot make the folder ", folder.string(), ": ", error.message()));
+    // Found out now, not after the work: nothing may be writable there.
+    const AtomicFile probe(single_ ? fs::path(path_) : file(0));
+  }
+
+  bool single() const { return single_; }
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  fs::path file(int64_t i) const {
+    if (single_) return path_;
+    char name[4096];
+    std::snprintf(name, sizeof name, path_.c_str(), int(first_index_ + i));  // check_pattern allows one %d only
+    return name;
+  }
+
+ private:
+  static void check_pattern(const std::string& path) {
+    size_t at = path.find('%'), i = at + 1;
+    while (i < path.size() && path[i] >= '0' && path[i] <= '9' && i - at < 4) ++i;
+    if (i >= path.size() || path[i] != 'd' || path.find('%', at + 1) != std::string::npos || path.size() > 3000)
+      throw InputError(cat("--output ", path, ": wants exactly one number, like DIR/%05d.png"));
+  }
+
+  static std::pair<int64_t, int64_t> parse_grid(const std::string& grid, int64_t count) {
+    if (grid.empty()) return grid_shape(count);
+    int rows = 0, columns = 0, used = 0;
+    if (grid.size() > 20 || std::sscanf(grid.c_str(), "%5dx%5d%n", &rows, &columns, &used) != 2 ||
+        used != int(grid.size()) || rows < 1 || columns < 1)
+      throw InputError(cat("--grid ", grid, ": must be ROWSxCOLUMNS, like 4x8"));
+    if (int64_t(rows) * columns < count)
+      throw InputError(cat("--grid ", grid, ": has ", rows * columns, " cells for ", count, " images"));
+    return {rows, columns};
+  }
+
+  std::string path_;
+  int64_t first_index_, rows_ = 0, columns_ = 0;
+  bool single_ = false;
+};
+
+std::vector<int64_t> parse_classes(const ModelConfig& config, const std::string& list, int64_t count, int64_t first) {
+  std::vector<int64_t> wanted;
+  if (list.empty()) {
+    for (int64_t c = 0; c < config.generator->classes; ++c) wanted.push_back(c);
+  } else {
+    // A class may have a comma in its name: the whole text is tried first.
+    if (std::find(config.class_names.begin(), config.class_names.end(), list) != config.class_names.end()) {
+      wanted.push_back(class_id(config, list));
+    } else {
+      for (size_t begin = 0; begin <= list.size();) {
+        const size_t comma = std::min(list.find(',', begin), list.size());
+        wanted.push_back(class_id(config, list.substr(begin, comma - begin)));
+        begin = comma + 1;
+      }
+    }
+  }
+  std::vector<int64_t> out;
+  for (int64_t i = 0; i < count; ++i) out.push_back(wanted[size_t((first + i) % int64_t(wanted.size()))]);
+  return out;
+}
+
+std::string class_name(const ModelConfig& config, int64_t id) {
+  return size_t(id) < config.class_names.size() ? config.class_names[size_t(id)] : std::to_string(id);
+}
+
+// The text chunk "parameters": what sd tools read, then the same as JSON.
+TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& options, const TableOptions& table,
+                            const Schedule& schedule, int64_t index, const std::vector<int64_t>& classes) {
+  const ModelConfig& config = pipeline.config();
+  std::string label;
+  if (classes.size() == 1) label = class_name(config, classes[0]);
+  else label = cat(classes.size(), " images");
+  Json j;
+  if (classes.size() == 1) j["class"] = classes[0], j["class_name"] = label;
+  else j["classes"] = classes;
+  j["model"] = config.name;
+  j["model_hash"] = pipeline.model_hash();
+  j["steps"] = schedule.steps();
+  j["schedule"] = schedule.name();
+  const bool tabled = schedule.name() == "cosine" || schedule.name() == "linear" || schedule.name() == "halton";
+  if (tabled) {
+    j["guidance"] = table.guidance;
+    j["guidance_curve"] = table.guidance_curve;
+    j["temperature"] = table.temperature;
+    j["sampling_temperature"] = table.sampling_temperature;
+  }
+  j["seed"] = options.seed;
+  j["index"] = index;
+  j["size"] = config.image_size;
+  j["version"] = ADANAT_VERSION;
+  const std::string guidance = tabled ? cat("CFG scale: ", table.guidance, ", ") : "";
+  const std::string line =
+      cat(label, "\nSteps: ", schedule.steps(), ", Sampler: ", schedule.name(), ", ", guidance, "Seed: ", options.seed,
+          ", Size: ", config.image_size, "x", config.image_size, ", Model hash: ", pipeline.model_hash().substr(0, 10),
+          ", Model: ", config.name, ", Version: adanat ", ADANAT_VERSION, "\n", j.dump());
+  return {{"parameters", line}};
+}
+
+// Collects what --trace writes, batch after batch.
+class TraceFile {
+ public:
+  TraceFile(std::string path, int64_t steps) : path_(std::move(path)) {
+    if (path_.empty()) return;
+    out_["steps"] = steps;
+    out_["samples"] = Json::array();
+    const AtomicFile probe(path_);
+  }
+  void add(const TraceObserver& trace, int64_t first_index, const std::vector<int64_t>& classes) {
+    if (path_.empty()) return;
+    const at::Tensor actions = trace.actions(), revealed = trace.revealed();
+    const auto a = actions.accessor<double, 3>();
+    const auto r = revealed.accessor<int64_t, 2>();
+    for (size_t b = 0; b < classes.size(); ++b) {
+      Json sample;
+      sample["index"] = first_index + int64_t(b);
+      sample["class"] = classes[b];
+      for (int64_t t = 0; t < actions.size(0); ++t) {
+        const auto row = a[t][int64_t(b)];
+        sample["actions"].push_back({{"mask_ratio", row[0]},
+                                     {"remask_temperature", row[1]},
+                                     {"sampling_temperature", row[2]},
+                                     {"guidance", row[3]}});
+        sample["revealed"].push_back(r[t][int64_t(b)]);
+      }
+      out_["samples"].push_back(std::move(sample));
+    }
+  }
+  void write() const {
+    if (!path_.empty()) write_file_atomic(path_, out_.dump() + "\n");
+  }
+
+ private:
+  std::string path_;
+  Json out_;
+};
+
+TableOptions table_options(const GenerateOptions& o, const TableOptions& defaults) {
+  TableOptions table = defaults;
+  if (o.guidance) table.guidance = *o.guidance;
+  if (o.guidance_curve) table.guidance_curve = *o.guidance_curve;
+  if (o.temperature) table.temperature = *o.temperature;
+  if (o.sampling_temperature) table.sampling_temperature = *o.sampling_temperature;
+  table.validate();
+  return table;
+}
+
+void refuse_table_flags(const GenerateOptions& o, const Schedule& schedule) {
+  const bool any = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
+  const std::string name = schedule.name();
+  if (any && name != "cosine" && name != "linear" && name != "halton")
+    throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
+                         "linear and halton; schedule ", name, " brings its own"));
+}
+
+void check_options(const GenerateOptions& o) {
+  if (o.count < 1 || o.count > 100'000'000) throw InputError(cat("--count ", o.count, ": must be 1 to 100000000"));
+  if (o.has_steps && (o.steps < 1 || o.steps > 1000)) throw InputError(cat("--steps ", o.steps, ": must be 1 to 1000"));
+  if (o.batch_size < 1 || o.batch_size > 65536) throw InputError(cat("--batch-size ", o.batch_size, ": must be 1 to 65536"));
+  if (o.first_index < 0 || o.first_index + o.count > (int64_t(1) << 31))
+    throw InputError(cat("--first-index ", o.first_index, ": image indices must lie in 0 to 2147483647"));
+  if (!o.save_tokens.empty()) const AtomicFile probe(o.save_tokens);
+}
+
+void write_previews(Pipeline& pipeline, const TokensObserver& steps, const std::string& folder, int64_t first_index) {
+  const at::Tensor proposals = steps.proposals();
+  for (int64_t t = 0; t < proposals.size(0); ++t) {
+    const at::Tensor images = pipeline.decode(proposals[t]);
+    for (int64_t b = 0; b < images.size(0); ++b) {
+      char name[64];
+      std::snprintf(name, sizeof name, "%05lld-step%02lld.png", static_cast<long long>(first_index + b),
+                    static_cast<long long>(t + 1));
+      write_png(fs::path(folder) / name, to_image(images[b]));
+    }
+  }
+}
+
+void run_generate(const GenerateOptions& o) {
+  install_interrupt_handlers();
+  check_options(o);
+  const double began = monotonic_seconds();
+  const at::Device device = o.compute.apply();
+  const Output output(o.output, o.grid, o.count, o.first_index);
+  Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
+  const ModelConfig& config = pipeline.config();
+  const TableOptions table = table_options(o, config.sampling.table);
+  const auto schedule = pipeline.schedule(o.schedule, o.steps, table);
+  refuse_table_flags(o, *schedule);
+  const std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
+  TraceFile trace_file(o.trace, schedule->steps());
+  if (!o.preview.empty()) fs::create_directories(o.preview);
+  const double loaded = monotonic_seconds();
+
+  Progress progress("generate", o.count, "images");
+  std::vector<at::Tensor> grid_images, all_tokens, all_steps;
+  std::vector<std::string> files;
+  std::future<void> writing;  // the files of the last batch, while the next one is made
+  for (int64_t begin = 0; begin < o.count; begin += o.batch_size) {
+    check_interrupt();
+    const int64_t size = std::min(o.batch_size, o.count - begin), first = o.first_index + begin;
+    const BatchRequest request{{classes.begin() + begin, classes.begin() + begin + size}, o.seed, first};
+    TraceObserver trace(pipeline.generator().mask_id());
+    TokensObserver steps;
+    std::vector<SamplerObserver*> observers;
+    if (!o.trace.empty()) observers.push_back(&trace);
+    if (!o.save_tokens.empty() || !o.preview.empty()) observers.push_back(&steps);
+    const BatchResult made = pipeline.generate(request, *schedule, observers);
+    if (!o.trace.empty()) trace_file.add(trace, first, request.classes);
+    if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, first);
+    if (!o.save_tokens.empty()) all_tokens.push_back(made.tokens), all_steps.push_back(steps.tokens());
+    if (writing.valid()) writing.get();
+    if (output.single()) {
+      grid_images.push_back(made.images);
+    } else {
+      for (int64_t i = 0; i < size; ++i) files.push_back(output.file(begin + i).string());
+      writing = std::async(std::launch::async, [&, request, images = made.images, begin] {
+        for (int64_t i = 0; i < images.size(0); ++i)
+          write_png(output.file(begin + i), to_image(images[i]),
+                    parameters_chunk(pipeline, o, table, *schedule, request.first_index + i, {request.classes[size_t(i)]}));
+      });
+    }
+    progress.update(begin + size);
+  }
+  if (writing.valid()) writing.get();
+  if (output.single()) {
+    files.push_back(o.output);
+    write_png(o.output, make_grid(at::cat(grid_images), output.rows(), output.columns()),
+              parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes));
+  }
+  trace_file.write();
+  if (!o.save_tokens.empty())
+    write_tensors(o.save_tokens, {{"tokens", at::cat(all_tokens)},
+                                  {"steps", at::cat(all_steps, 1)},
+                                  {"classes", at::tensor(classes, at::kLong)}});
+  const double done = monotonic_seconds();
+  if (o.json) {
+    Json j;
+    j["count"] = o.count;
+    j["files"] = files;
+    j["model"] = config.name;
+    j["steps"] = schedule->steps();
+    j["schedule"] = schedule->name();
+    j["seed"] = o.seed;
+    j["first_index"] = o.first_index;
+    j["seconds"] = {{"load", loaded - began}, {"generate", done - loaded}};
+    std::printf("%s\n", j.dump().c_str());
+  } else {
+    note(cat(o.count, o.count == 1 ? " image in " : " images in ", format_duration(done - began), ": ", o.output));
+  }
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  auto* command = app.add_subcommand("generate", "images from a model folder");
+  auto o = std::make_shared<GenerateOptions>();
+  command->add_option("-m,--model", o->model, "model folder")->required();
+  command->add_option("-o,--output", o->output, "FILE.png (one grid), DIR/ or DIR/%05d.png")->required();
+  command->add_option("-n,--count", o->count, "images in all")->capture_default_str();
+  command->add_option("-c,--class", o->classes, "NAME or ID, or a list with commas; default: all classes in turn");
+  command->add_option("--steps", o->steps, "generation steps; default: the model's");
+  command->add_option("--schedule", o->schedule,
+                      "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
+                      "policy, else cosine");
+  command->add_option("--guidance", o->guidance, "guidance scale of a table, 0 = none; default: the model's");
+  command->add_option("--guidance-curve", o->guidance_curve, "linear or constant");
+  command->add_option("--temperature", o->temperature, "re-mask temperature of a table");
+  command->add_option("--sampling-temperature", o->sampling_temperature, "temperature of the draws of a table");
+  command->add_option("-s,--seed", o->seed, "seed; with an index it fixes an image")->capture_default_str();
+  command->add_option("--first-index", o->first_index, "index of the first image")->capture_default_str();
+  command->add_option("-b,--batch-size", o->batch_size, "images made together")->capture_default_str();
+  command->add_option("--grid", o->grid, "ROWSxCOLUMNS of FILE.png");
+  command->add_option("--save-tokens", o->save_tokens, "FILE.safetensors with the tokens of all images and steps");
+  command->add_option("--trace", o->trace, "FILE.json with the decisions of every step");
+  command->add_option("--preview", o->preview, "DIR for the image after every step");
+  command->add_flag("--json", o->json, "a summary as JSON on stdout");
+  o->compute.add_to(*command);
+  command->footer(
+      "Examples:\n"
+      "  adanat generate -m models/signs -o signs.png -n 43\n"
+      "  adanat generate -m models/signs -o out/ -n 100 -c 14,Stop --steps 4 -s 7\n"
+      "  adanat generate -m models/signs -o x.png -c 1 --schedule linear --guidance 2 --trace x.json");
+  command->callback([o, command] {
+    o->has_steps = command->count("--steps") > 0;
+    run_generate(*o);
+  });
+}
+
+}  // namespace adanat

@@ -1,0 +1,56 @@
+#include <c10/util/Exception.h>
+
+#include <cstdio>
+#include <new>
+
+#include "apps/adanat/cli.h"
+#include "core/base/error.h"
+#include "core/nn/device.h"
+#include "kernels/load.h"
+
+namespace {
+
+int report(int status, const std::string& message) {
+  // One line, whatever a library put into its message.
+  std::fprintf(stderr, "error: %s\n", message.substr(0, message.find('\n')).c_str());
+  return status;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"adanat: images from a masked-token transformer in a few steps, with schedules learned per image.",
+               "adanat"};
+  app.set_version_flag("--version", [] { return "adanat " ADANAT_VERSION " (" + adanat::platform_line() + ")"; });
+  app.footer("Try: adanat generate -m models/signs -o signs.png -n 43");
+  app.require_subcommand(1);
+  adanat::add_generate(app);
+  adanat::add_train(app);
+  adanat::add_tokenize(app);
+  adanat::add_eval(app);
+  adanat::add_info(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& e) {  // --help, --version
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    return report(2, std::string(e.what()) + "; see adanat " +
+                         (app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ") + "--help");
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  adanat::kernels::load_cuda_ops();  // before the first call into torch, which fixes what devices there are
+  try {
+    return run(argc, argv);
+  } catch (const adanat::Error& e) {
+    return report(e.exit_code(), e.what());
+  } catch (const c10::Error& e) {
+    return report(1, e.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    return report(1, "out of memory");
+  } catch (const std::exception& e) {
+    return report(1, e.what());
+  }
+}

@@ -1,0 +1,137 @@
+// adanat tokenize encode|decode: images <-> token files (spec/cli.md, tokenize).
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "apps/adanat/cli.h"
+#include "apps/pipeline/pipeline.h"
+#include "core/base/interrupt.h"
+#include "core/base/log.h"
+#include "core/data/sequential.h"
+#include "core/data/token_file.h"
+#include "core/io/atomic_file.h"
+
+namespace adanat {
+namespace fs = std::filesystem;
+namespace {
+
+struct EncodeOptions {
+  std::string model, data, output;
+  bool flip = false;
+  int64_t batch_size = 64;
+  ComputeOptions compute;
+};
+
+void run_encode(const EncodeOptions& o) {
+  install_interrupt_handlers();
+  const at::Device device = o.compute.apply();
+  const at::NoGradGuard no_grad;
+  const AtomicFile probe(o.output);  // an unwritable place is found now, not after the work
+  const ModelConfig config = read_model_config(o.model);
+  Tokenizer tokenizer = open_tokenizer(o.model, config, device);
+  const auto dataset = open_dataset(o.data);
+  note(dataset->describe());
+  SequentialReader reader(*dataset, config.image_size, o.batch_size, /*skip_broken=*/true);
+  Progress progress("encode", dataset->size(), "images");
+  std::vector<at::Tensor> tokens, classes, flipped;
+  const auto encode = [&](const at::Tensor& images, const at::Tensor& labels, bool mirrored) {
+    tokens.push_back(tokenizer->encode(images).to(at::kInt).cpu());
+    classes.push_back(labels);
+    flipped.push_back(at::full({labels.size(0)}, int64_t(mirrored), at::kByte));
+  };
+  int64_t done = 0;
+  while (const auto batch = reader.next()) {
+    check_interrupt();
+    const at::Tensor images = batch->images.to(device).to(at::kFloat) / 255;
+    encode(images, batch->labels, false);
+    if (o.flip) encode(images.flip({3}), batch->labels, true);
+    progress.update(done += batch->labels.size(0));
+  }
+  if (reader.skipped() > 0) warning(cat(reader.skipped(), " images of ", o.data, " could not be read and were left out"));
+  TokenFile file;
+  file.tokens = at::cat(tokens), file.classes = at::cat(classes), file.flipped = at::cat(flipped);
+  file.grid_height = file.grid_width = config.image_size / config.tokenizer->factor();
+  file.vocab = config.tokenizer->codes;
+  const auto hash = config.files.find("tokenizer.safetensors");
+  if (hash == config.files.end()) throw InputError(cat(o.model, ": config.json has no hash of tokenizer.safetensors"));
+  file.tokenizer_hash = hash->second;
+  file.class_names = dataset->class_names();
+  file.dataset = dataset->describe();
+  write_token_file(o.output, file);
+  note(cat(o.output, ": ", file.tokens.size(0), " rows of ", file.tokens.size(1), " tokens"));
+}
+
+struct DecodeOptions {
+  std::string model, input, output;
+  int64_t batch_size = 64;
+  ComputeOptions compute;
+};
+
+void run_decode(const DecodeOptions& o) {
+  install_interrupt_handlers();
+  const at::Device device = o.compute.apply();
+  const ModelConfig config = read_model_config(o.model);
+  Tokenizer tokenizer = open_tokenizer(o.model, config, device);
+  const SavedTokens saved = read_saved_tokens(o.input);
+  const int64_t n = config.image_size / config.tokenizer->factor();
+  if (saved.tokens.size(1) != n * n)
+    throw InputError(cat(o.input, ": has ", saved.tokens.size(1), " tokens an image, the tokenizer of ", o.model, " makes ",
+                         n * n));
+  if (saved.tokens.numel() > 0 && saved.tokens.max().item<int64_t>() >= config.tokenizer->codes)
+    throw InputError(cat(o.input, ": holds the id ", saved.tokens.max().item<int64_t>(), ", the tokenizer of ", o.model,
+                         " has ", config.tokenizer->codes, " codes"));
+  const int64_t count = saved.tokens.size(0);
+  const bool single = fs::path(o.output).extension() == ".png";
+  if (!single) fs::create_directories(o.output);
+  const AtomicFile probe(single ? fs::path(o.output) : fs::path(o.output) / "00000.png");
+  Progress progress("decode", count, "images");
+  std::vector<at::Tensor> all;
+  for (int64_t begin = 0; begin < count; begin += o.batch_size) {
+    check_interrupt();
+    const int64_t size = std::min(o.batch_size, count - begin);
+    const at::Tensor images = decode_to_bytes(*tokenizer, saved.tokens.narrow(0, begin, size).to(device));
+    if (single) all.push_back(images);
+    for (int64_t i = 0; !single && i < size; ++i) {
+      char name[32];
+      std::snprintf(name, sizeof name, "%05lld.png", static_cast<long long>(begin + i));
+      write_png(fs::path(o.output) / name, to_image(images[i]));
+    }
+    progress.update(begin + size);
+  }
+  if (single) {
+    const auto [rows, columns] = grid_shape(count);
+    write_png(o.output, make_grid(at::cat(all), rows, columns));
+  }
+}
+
+}  // namespace
+
+void add_tokenize(CLI::App& app) {
+  auto* command = app.add_subcommand("tokenize", "images <-> token files");
+  command->require_subcommand(1);
+  auto* encode = command->add_subcommand("encode", "a dataset -> a token file, what generators are trained on");
+  auto e = std::make_shared<EncodeOptions>();
+  encode->add_option("-m,--model", e->model, "model folder with a tokenizer")->required();
+  encode->add_option("--data", e->data, "dataset: folder, .tar.gz, idx, CIFAR; #split and @begin:end may follow")->required();
+  encode->add_option("-o,--output", e->output, "FILE.safetensors")->required();
+  encode->add_flag("--flip", e->flip, "also the mirrored images");
+  encode->add_option("-b,--batch-size", e->batch_size, "images encoded together")->capture_default_str()->check(CLI::Range(1, 65536));
+  e->compute.add_to(*encode, false);
+  encode->footer("Example:\n  adanat tokenize encode -m runs/tokenizer/model --data signs.tar.gz -o tokens.safetensors");
+  encode->callback([e] { run_encode(*e); });
+
+  auto* decode = command->add_subcommand("decode", "tokens -> images; reads --save-tokens files too");
+  auto d = std::make_shared<DecodeOptions>();
+  decode->add_option("-m,--model", d->model, "model folder with a tokenizer")->required();
+  decode->add_option("-i,--input", d->input, "token file, or what `generate --save-tokens` wrote")->required();
+  decode->add_option("-o,--output", d->output, "FILE.png (one grid) or DIR")->required();
+  decode->add_option("-b,--batch-size", d->batch_size, "images decoded together")->capture_default_str()->check(CLI::Range(1, 65536));
+  d->compute.add_to(*decode, false);
+  decode->footer("Example:\n  adanat tokenize decode -m models/signs -i tokens.safetensors -o out/");
+  decode->callback([d] { run_decode(*d); });
+}
+
+}  // namespace adanat

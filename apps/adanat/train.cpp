@@ -1,0 +1,197 @@
+// adanat train tokenizer|generator|classifier (spec/cli.md, train).
+#include <filesystem>
+
+#include "apps/adanat/cli.h"
+#include "apps/pipeline/pipeline.h"
+#include "core/base/interrupt.h"
+#include "core/base/log.h"
+#include "core/features/classifier_recipe.h"
+#include "core/features/feature_net.h"
+#include "core/generator/generator_recipe.h"
+#include "core/io/atomic_file.h"
+#include "core/nn/device.h"
+#include "core/train/trainer.h"
+#include "tokenizer/tokenizer_recipe.h"
+
+namespace adanat {
+namespace fs = std::filesystem;
+namespace {
+
+struct TrainOptions {
+  std::string config, data, out, model, init;
+  std::optional<std::string> held_out;
+  std::vector<std::string> overrides;
+  std::optional<int64_t> seed;
+  bool resume = false;
+  ComputeOptions compute;
+};
+
+// The config file with --set, --data, --held-out and --seed on top.
+Json load_config(const TrainOptions& o) {
+  Json j = o.config.empty() ? Json::object() : read_json_file(o.config);
+  if (!j.is_object()) throw InputError(cat(o.config, ": must hold one JSON object"));
+  j.erase("run");  // a run's own config.json can be given back as it is
+  for (const std::string& assignment : o.overrides) apply_override(j, assignment);
+  if (!o.data.empty()) j["data"] = o.data;
+  if (o.held_out) j["held_out"] = *o.held_out;
+  if (o.seed) j["seed"] = *o.seed;
+  return j;
+}
+
+template <Config C>
+C parse_config(const TrainOptions& o) {
+  C config = config_from_json<C>(load_config(o), o.config.empty() ? "the command line" : o.config);
+  if (config.data.empty()) throw InputError("--data: give the data to train on (or the config key \"data\")");
+  return config;
+}
+
+Json run_info(const TrainOptions& o, at::Device device) {
+  Json j;
+  j["program"] = cat("adanat ", ADANAT_VERSION);
+  j["platform"] = platform_line();
+  j["device"] = device.str();
+  j["config_file"] = o.config;
+  j["model"] = o.model;
+  j["init"] = o.init;
+  return j;
+}
+
+// What the finished folder is told besides its own new part: `describe` gives name, size and classes.
+std::function<void(const fs::path&)> finish_with(const TrainOptions& o, ModelConfig describe) {
+  return [from = o.model, describe](const fs::path& folder) {
+    if (!from.empty()) copy_missing_parts(from, folder);
+    write_model_config(folder, describe);
+  };
+}
+
+// Name, image size and classes of a new folder; sampling defaults come along from -m.
+ModelConfig describe_model(const TrainOptions& o, int64_t image_size, const std::vector<std::string>& class_names) {
+  ModelConfig config;
+  if (!o.model.empty()) {
+    const ModelConfig given = read_model_config(o.model);
+    if (given.image_size != image_size)
+      throw InputError(cat(o.model, ": its parts are for ", given.image_size, "-pixel images, this run makes ", image_size));
+    config.sampling = given.sampling;
+  }
+  config.name = folder_name(fs::absolute(o.out));
+  config.image_size = image_size;
+  config.class_names = class_names;
+  return config;
+}
+
+RecipeContext make_context(at::Device device, int64_t seed) {
+  RecipeContext context;
+  context.device = device;
+  context.seed = uint64_t(seed);
+  return context;
+}
+
+std::optional<TensorMap> load_init(const TrainOptions& o, const std::string& part) {
+  if (o.init.empty()) return std::nullopt;
+  if (!fs::exists(fs::path(o.init) / part)) throw InputError(cat("--init ", o.init, ": holds no ", part));
+  return read_tensors(fs::path(o.init) / part);
+}
+
+void train_classifier(const TrainOptions& o) {
+  const at::Device device = o.compute.apply();
+  const auto config = parse_config<ClassifierTrainConfig>(o);
+  const std::shared_ptr<const ImageDataset> data = open_dataset(config.data);
+  note(data->describe());
+  const auto held_out = open_held_out(config.held_out, config.data);
+  RecipeContext context = make_context(device, config.seed);
+  context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
+  const auto recipe = make_classifier_recipe(config, data, held_out, context);
+  run_training(*recipe, o.out, o.resume, run_info(o, device));
+}
+
+void train_tokenizer(const TrainOptions& o) {
+  const at::Device device = o.compute.apply();
+  const auto config = parse_config<TokenizerTrainConfig>(o);
+  const std::shared_ptr<const ImageDataset> data = open_dataset(config.data);
+  note(data->describe());
+  const auto held_out = open_held_out(config.held_out, config.data);
+  std::shared_ptr<FeatureNet> perceptual;
+  if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
+    perceptual = load_feature_net(fs::path(o.model) / "features.safetensors");
+  RecipeContext context = make_context(device, config.seed);
+  context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
+  const auto init = load_init(o, "tokenizer.safetensors");
+  const auto recipe = make_tokenizer_recipe(config, data, held_out, perceptual, context, init ? &*init : nullptr);
+  run_training(*recipe, o.out, o.resume, run_info(o, device));
+}
+
+// A grid of the first classes under the cosine schedule, the same seeds each time.
+SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults) {
+  return [tokenizer, defaults](GeneratorImpl& generator) mutable {
+    const int64_t count = std::min<int64_t>(64, std::max<int64_t>(16, generator.config().classes));
+    const at::Device device = generator.parameters().front().device();
+    const at::Tensor index = at::arange(count, at::TensorOptions().dtype(at::kLong).device(device));
+    const auto schedule = make_table_schedule("cosine", cosine_table(defaults.steps, defaults.table));
+    const at::Tensor tokens =
+        sample(generator, plain_start(generator, index % generator.config().classes, 42, index), *schedule);
+    const auto [rows, columns] = grid_shape(count);
+    return std::vector<NamedImage>{{"samples", make_grid(decode_to_bytes(*tokenizer, tokens), rows, columns)}};
+  };
+}
+
+void train_generator(const TrainOptions& o) {
+  const at::Device device = o.compute.apply();
+  if (o.model.empty()) throw InputError("-m: give the model folder with the tokenizer that made the token file");
+  const auto config = parse_config<GeneratorTrainConfig>(o);
+  const ModelConfig given = read_model_config(o.model);
+  TokenFile tokens = read_token_file(config.data);
+  const std::string hash = given.files.contains("tokenizer.safetensors") ? given.files.at("tokenizer.safetensors") : "";
+  if (tokens.tokenizer_hash != hash)
+    throw InputError(cat(config.data, ": was encoded by the tokenizer ", tokens.tokenizer_hash.substr(0, 12), ", but ",
+                         o.model, " holds ", hash.substr(0, 12), "; encode again with `adanat tokenize encode`"));
+  note(cat(config.data, ": ", tokens.tokens.size(0), " images of ", tokens.tokens.size(1), " tokens"));
+  RecipeContext context = make_context(device, config.seed);
+  context.finish_model = finish_with(o, describe_model(o, given.image_size, tokens.class_names));
+  const auto init = load_init(o, "generator.safetensors");
+  const auto recipe = make_generator_recipe(config, std::move(tokens), init ? &*init : nullptr, context,
+                                            sample_grid(open_tokenizer(o.model, given, device), given.sampling));
+  run_training(*recipe, o.out, o.resume, run_info(o, device));
+}
+
+void add_kind(CLI::App& train, const std::string& kind, const std::string& help, const std::string& config_keys,
+              const std::string& example, void (*run)(const TrainOptions&)) {
+  auto* command = train.add_subcommand(kind, help);
+  auto o = std::make_shared<TrainOptions>();
+  command->add_option("--config", o->config, "FILE.json; missing keys take their defaults");
+  command->add_option("--set", o->overrides, "key.path=value on top of the config; may be repeated")->take_all();
+  command->add_option("--data", o->data, "dataset (or token file, for a generator)");
+  command->add_option("--held-out", o->held_out, "data that is only measured on; #test or @9000: refer to --data; \"\" = none");
+  command->add_option("--out", o->out, "folder of the run")->required();
+  command->add_option("-m,--model", o->model, "model folder with the parts that are not trained here");
+  command->add_option("--init", o->init, "model folder to start from");
+  command->add_flag("--resume", o->resume, "go on from the newest checkpoint in --out");
+  command->add_option("--seed", o->seed, "seed; default: the config's");
+  o->compute.add_to(*command, /*with_dtype=*/false);
+  command->footer("Config keys:\n" + config_keys + "\nExample:\n  " + example);
+  command->callback([o, run] {
+    install_interrupt_handlers();
+    run(*o);
+  });
+}
+
+}  // namespace
+
+void add_train(CLI::App& app) {
+  auto* train = app.add_subcommand("train", "train and resume");
+  train->require_subcommand(1);
+  train->footer("Order: classifier (twice: features and measure), tokenizer, `adanat tokenize encode`, generator.");
+  add_kind(*train, "classifier", "a small network for losses (features) or for measuring (measure)",
+           config_help<ClassifierTrainConfig>(),
+           "adanat train classifier --config configs/signs/features.json --data signs.tar.gz --out runs/features",
+           train_classifier);
+  add_kind(*train, "tokenizer", "images <-> tokens", config_help<TokenizerTrainConfig>(),
+           "adanat train tokenizer --config configs/signs/tokenizer.json --data signs.tar.gz -m runs/features/model "
+           "--out runs/tokenizer",
+           train_tokenizer);
+  add_kind(*train, "generator", "the masked-token transformer, from a token file", config_help<GeneratorTrainConfig>(),
+           "adanat train generator --config configs/signs/generator.json --data tokens.safetensors "
+           "-m runs/tokenizer/model --out runs/signs",
+           train_generator);
+}
+
+}  // namespace adanat

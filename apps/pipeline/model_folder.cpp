@@ -1,0 +1,166 @@
+#include "apps/pipeline/model_folder.h"
+
+#include <algorithm>
+
+#include "core/base/sha256.h"
+#include "core/io/atomic_file.h"
+#include "core/io/safetensors.h"
+
+namespace adanat {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kConfigFile = "config.json";
+
+bool is_part(const fs::path& file) { return file.extension() == ".safetensors"; }
+
+// Distance in single-character edits; for "did you mean".
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row.back();
+}
+
+template <Config C>
+std::optional<C> config_of_part(const fs::path& file) {
+  if (!fs::exists(file)) return std::nullopt;
+  const SafetensorsFile part = SafetensorsFile::open(file);
+  const auto it = part.metadata().find("config");
+  if (it == part.metadata().end()) throw InputError(cat(file.string(), ": its metadata lacks the key \"config\""));
+  return config_from_json<C>(parse_json(it->second, file.string()), file.string());
+}
+
+}  // namespace
+
+void SamplingDefaults::validate() const {
+  require(steps >= 1 && steps <= 1000, "steps", "1..1000", steps);
+  table.validate();
+}
+
+std::string folder_name(const fs::path& folder) {
+  const fs::path clean = fs::absolute(folder).lexically_normal();
+  return clean.has_filename() ? clean.filename().string() : clean.parent_path().filename().string();
+}
+
+ModelConfig read_model_config(const fs::path& folder) {
+  const std::string where = (folder / kConfigFile).string();
+  if (!fs::is_directory(folder))
+    throw InputError(cat(folder.string(), ": is no model folder (no such folder); give one with -m"));
+  if (!fs::exists(folder / kConfigFile)) throw InputError(cat(folder.string(), ": is no model folder (no config.json)"));
+  const Json j = read_json_file(where);
+  if (!j.is_object() || !j.contains("format") || !j["format"].is_number_integer())
+    throw InputError(cat(where, ": lacks the integer key \"format\""));
+  ModelConfig config;
+  config.format = j["format"].get<int64_t>();
+  if (config.format > kModelFormat)
+    throw InputError(cat(where, ": has format ", config.format, ", this program reads up to ", kModelFormat,
+                         "; use a newer adanat"));
+  if (config.format < 1) throw InputError(cat(where, ": format must be 1 or more, got ", config.format));
+  using config_detail::read_value;
+  for (const auto& [key, value] : j.items()) {
+    if (key == "format") continue;
+    if (key == "name") read_value(value, config.name, where, key);
+    else if (key == "program") read_value(value, config.program, where, key);
+    else if (key == "image_size") read_value(value, config.image_size, where, key);
+    else if (key == "preprocessing") read_value(value, config.preprocessing, where, key);
+    else if (key == "class_names") read_value(value, config.class_names, where, key);
+    else if (key == "sampling") config.sampling = config_from_json<SamplingDefaults>(value, where + ": sampling");
+    else if (key == "tokenizer") config.tokenizer = config_from_json<TokenizerConfig>(value, where + ": tokenizer");
+    else if (key == "generator") config.generator = config_from_json<GeneratorConfig>(value, where + ": generator");
+    else if (key == "files") {
+      if (!value.is_object()) config_detail::throw_type(where, key, "an object", value);
+      for (const auto& [name, hash] : value.items()) read_value(hash, config.files[name], where, "files." + name);
+    } else {
+      config_detail::throw_unknown(where, key, {"format", "name", "program", "image_size", "preprocessing",
+                                                "class_names", "sampling", "tokenizer", "generator", "files"});
+    }
+  }
+  if (config.image_size < 1 || config.image_size > 16384)
+    throw InputError(cat(where, ": image_size must be 1..16384, got ", config.image_size));
+  if (config.preprocessing != "adm-center-crop")
+    throw InputError(cat(where, ": preprocessing must be adm-center-crop, got ", config.preprocessing));
+  if (config.generator && config.tokenizer && config.generator->codes != config.tokenizer->codes)
+    throw InputError(cat(where, ": the generator has ", config.generator->codes, " codes, the tokenizer ",
+                         config.tokenizer->codes));
+  if (config.generator && config.generator->condition == "class" && !config.class_names.empty() &&
+      int64_t(config.class_names.size()) != config.generator->classes)
+    throw InputError(cat(where, ": ", config.class_names.size(), " class names for a generator of ",
+                         config.generator->classes, " classes"));
+  return config;
+}
+
+void write_model_config(const fs::path& folder, ModelConfig config) {
+  config.tokenizer = config_of_part<TokenizerConfig>(folder / "tokenizer.safetensors");
+  config.generator = config_of_part<GeneratorConfig>(folder / "generator.safetensors");
+  std::vector<fs::path> parts;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (is_part(entry.path())) parts.push_back(entry.path());
+  std::sort(parts.begin(), parts.end());
+  Json j;
+  j["format"] = kModelFormat;
+  j["name"] = config.name;
+  j["program"] = cat("adanat ", ADANAT_VERSION);
+  j["image_size"] = config.image_size;
+  j["preprocessing"] = config.preprocessing;
+  j["class_names"] = config.class_names;
+  j["sampling"] = config_to_json(config.sampling);
+  if (config.tokenizer) j["tokenizer"] = config_to_json(*config.tokenizer);
+  if (config.generator) j["generator"] = config_to_json(*config.generator);
+  j["files"] = Json::object();
+  for (const fs::path& part : parts) j["files"][part.filename().string()] = sha256_file(part.string());
+  write_file_atomic(folder / kConfigFile, j.dump(2) + "\n");
+}
+
+void copy_missing_parts(const fs::path& from, const fs::path& to) {
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const fs::path target = to / entry.path().filename();
+    if (!is_part(entry.path()) || fs::exists(target)) continue;
+    std::error_code error;
+    fs::copy_file(entry.path(), target, error);
+    if (error) throw RunError(cat(target.string(), ": cannot copy from ", entry.path().string(), ": ", error.message()));
+  }
+}
+
+std::vector<std::string> verify_model(const fs::path& folder, const ModelConfig& config) {
+  std::vector<std::string> wrong;
+  for (const auto& [name, hash] : config.files) {
+    if (!fs::exists(folder / name)) {
+      wrong.push_back(name + ": missing");
+    } else if (const std::string actual = sha256_file((folder / name).string()); actual != hash) {
+      wrong.push_back(cat(name, ": has hash ", actual.substr(0, 12), "..., config.json says ", hash.substr(0, 12), "..."));
+    }
+  }
+  return wrong;
+}
+
+int64_t class_id(const ModelConfig& config, const std::string& text) {
+  const int64_t classes = config.generator ? config.generator->classes : int64_t(config.class_names.size());
+  const bool digits = !text.empty() && text.size() < 10 &&
+                      std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  if (digits) {
+    const int64_t id = std::stoll(text);
+    if (id >= classes) throw InputError(cat("--class ", text, ": ids are 0 to ", classes - 1));
+    return id;
+  }
+  const auto found = std::find(config.class_names.begin(), config.class_names.end(), text);
+  if (found != config.class_names.end()) return found - config.class_names.begin();
+  std::vector<std::string> names = config.class_names;
+  std::stable_sort(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
+    return edit_distance(a, text) < edit_distance(b, text);
+  });
+  std::string close;
+  for (size_t i = 0; i < names.size() && i < 3; ++i) close += (i == 0 ? "" : ", ") + names[i];
+  throw InputError(cat("--class ", text, ": this model has no such class; close ones: ", close,
+                       "; ids are 0 to ", classes - 1));
+}
+
+}  // namespace adanat

@@ -1,0 +1,68 @@
+// Model folders: what training writes and every other command reads.
+//   config.json            format number, sizes, class names, sampling defaults, hash of each file
+//   tokenizer.safetensors, generator.safetensors, features.safetensors, measure.safetensors
+//   policy-T{steps}.safetensors, policy-any.safetensors, card.md
+// A folder may hold some parts only (a tokenizer that no generator was trained for yet).
+#pragma once
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/base/config.h"
+#include "core/generator/transformer.h"
+#include "core/sampling/schedule.h"
+#include "tokenizer/vqgan.h"
+
+namespace adanat {
+
+// The number this program writes, and the newest that it reads.
+inline constexpr int64_t kModelFormat = 1;
+
+// What `generate` does where the command line says nothing.
+struct SamplingDefaults {
+  int64_t steps = 8;
+  TableOptions table;
+
+  static constexpr auto fields() {
+    return std::tuple{field("steps", &SamplingDefaults::steps, "generation steps"),
+                      field("table", &SamplingDefaults::table, "guidance and temperatures of hand-made schedules")};
+  }
+  void validate() const;
+  bool operator==(const SamplingDefaults&) const = default;
+};
+
+struct ModelConfig {
+  int64_t format = kModelFormat;
+  std::string name;     // the folder's own idea of it: "signs"
+  std::string program;  // version that wrote the folder
+  int64_t image_size = 0;
+  std::string preprocessing = "adm-center-crop";
+  std::vector<std::string> class_names;
+  SamplingDefaults sampling;
+  std::optional<TokenizerConfig> tokenizer;
+  std::optional<GeneratorConfig> generator;
+  std::map<std::string, std::string> files;  // name -> SHA-256
+};
+
+// Reads config.json. InputError: no such folder or file, a newer format (names both numbers), unknown keys, bad values.
+ModelConfig read_model_config(const std::filesystem::path& folder);
+
+// Writes config.json for the parts that stand in `folder`: their configs are read from the files' metadata and their
+// hashes taken; format and program are set. Name, image size, classes and sampling come from `config`.
+void write_model_config(const std::filesystem::path& folder, ModelConfig config);
+
+// Copies the parts of `from` that `to` does not have: a stage of training adds its own part to those it was given.
+void copy_missing_parts(const std::filesystem::path& from, const std::filesystem::path& to);
+
+// Files whose hash differs from config.json's, or that are missing; empty = all is well.
+std::vector<std::string> verify_model(const std::filesystem::path& folder, const ModelConfig& config);
+
+// The id of a class given by name or by number (an integer is always an id). InputError that names close matches.
+int64_t class_id(const ModelConfig& config, const std::string& text);
+
+// "signs" of ".../models/signs/".
+std::string folder_name(const std::filesystem::path& folder);
+
+}  // namespace adanat

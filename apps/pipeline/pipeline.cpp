@@ -1,0 +1,112 @@
+#include "apps/pipeline/pipeline.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/tensor.h>
+
+#include <cmath>
+
+#include "core/base/log.h"
+#include "core/nn/module_state.h"
+
+namespace adanat {
+namespace fs = std::filesystem;
+
+namespace {
+
+template <class Module>
+void load_part(Module& module, const fs::path& file) {
+  const at::NoGradGuard no_grad;
+  load_module_state(*module, read_tensors(file), file.string());
+  for (auto& parameter : module->parameters()) parameter.set_requires_grad(false);
+  module->eval();
+}
+
+}  // namespace
+
+Tokenizer open_tokenizer(const fs::path& folder, const ModelConfig& config, at::Device device) {
+  if (!config.tokenizer) throw InputError(cat(folder.string(), ": holds no tokenizer"));
+  Tokenizer tokenizer(*config.tokenizer);
+  load_part(tokenizer, folder / "tokenizer.safetensors");
+  tokenizer->to(device);
+  tokenizer->prepare_for_inference();
+  return tokenizer;
+}
+
+Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarType dtype) {
+  Pipeline out(read_model_config(folder), device);
+  if (!out.config_.generator)
+    throw InputError(cat(folder.string(), ": holds no generator; train one with `adanat train generator`"));
+  out.tokenizer_ = open_tokenizer(folder, out.config_, device);
+  out.generator_ = Generator(*out.config_.generator);
+  load_part(out.generator_, folder / "generator.safetensors");
+  out.generator_->to(device, dtype);
+  return out;
+}
+
+const std::string& Pipeline::model_hash() const {
+  static const std::string kUnknown = "unknown";
+  const auto it = config_.files.find("generator.safetensors");
+  return it == config_.files.end() ? kUnknown : it->second;
+}
+
+std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t steps,
+                                             const TableOptions& options) const {
+  const bool file = chosen.size() > 5 && chosen.ends_with(".json");
+  if (steps == 0 && !file) steps = chosen == "autonat" ? 8 : config_.sampling.steps;
+  std::string name = chosen;
+  if (name.empty()) {
+    name = "cosine";
+    note(cat("no policy for ", steps, " steps in this folder: schedule cosine"));
+  }
+  if (name == "adaptive")
+    throw InputError(cat("--schedule adaptive: this folder holds no policy for ", steps,
+                         " steps; use cosine, linear, halton or a FILE.json"));
+  return make_schedule(name, steps, options, config_.generator->grid_height, config_.generator->grid_width);
+}
+
+BatchResult Pipeline::generate(const BatchRequest& request, const Schedule& schedule,
+                               const std::vector<SamplerObserver*>& observers) {
+  const auto count = int64_t(request.classes.size());
+  const at::Tensor classes = at::tensor(request.classes, at::kLong).to(device_);
+  const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong).to(device_);
+  const at::Tensor tokens =
+      sample(*generator_, plain_start(*generator_, classes, request.seed, index), schedule, observers);
+  return {tokens.cpu(), decode(tokens)};
+}
+
+at::Tensor Pipeline::decode(const at::Tensor& tokens) { return decode_to_bytes(*tokenizer_, tokens.to(device_)); }
+
+at::Tensor decode_to_bytes(TokenizerImpl& tokenizer, const at::Tensor& tokens) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor images = tokenizer.decode(tokens);
+  return (images.clamp(0, 1) * 255).round().to(at::kByte).contiguous().cpu();
+}
+
+Image to_image(const at::Tensor& planes) {
+  const at::Tensor packed = planes.permute({1, 2, 0}).contiguous();
+  const auto* p = packed.const_data_ptr<uint8_t>();
+  return {int(planes.size(2)), int(planes.size(1)), std::vector<uint8_t>(p, p + packed.numel())};
+}
+
+std::pair<int64_t, int64_t> grid_shape(int64_t count) {
+  const auto columns = int64_t(std::ceil(std::sqrt(double(count))));
+  return {(count + columns - 1) / columns, columns};
+}
+
+Image make_grid(const at::Tensor& images, int64_t rows, int64_t columns, int64_t gap) {
+  const int64_t count = images.size(0), h = images.size(2), w = images.size(3);
+  TORCH_CHECK(rows * columns >= count, "make_grid: ", rows, "x", columns, " cells for ", count, " images");
+  const int64_t height = rows * h + (rows - 1) * gap, width = columns * w + (columns - 1) * gap;
+  Image out{int(width), int(height), std::vector<uint8_t>(size_t(height * width * 3), 255)};
+  const at::Tensor packed = images.permute({0, 2, 3, 1}).contiguous();
+  const auto* source = packed.const_data_ptr<uint8_t>();
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t top = i / columns * (h + gap), left = i % columns * (w + gap);
+    for (int64_t y = 0; y < h; ++y)
+      std::copy_n(source + (i * h + y) * w * 3, w * 3, out.rgb.begin() + ((top + y) * width + left) * 3);
+  }
+  return out;
+}
+
+}  // namespace adanat

@@ -1,0 +1,67 @@
+// Model folder -> images: the one entry for the command line, benchmarks and programs that embed adanat.
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "apps/pipeline/model_folder.h"
+#include "core/io/image.h"
+#include "core/sampling/sampler.h"
+
+namespace adanat {
+
+// One batch of images to make: sizes of both lists are equal.
+struct BatchRequest {
+  std::vector<int64_t> classes;  // ids
+  int64_t seed = 42;
+  int64_t first_index = 0;  // image i of the batch is image first_index + i of the seed
+};
+
+struct BatchResult {
+  at::Tensor tokens;  // (B, N) i64 on the CPU
+  at::Tensor images;  // (B, 3, S, S) u8 on the CPU
+};
+
+// Loaded once, used for many batches. Not thread-safe.
+class Pipeline {
+ public:
+  // Loads tokenizer and generator in this precision. InputError: no such folder, a part missing or unfit.
+  static Pipeline open(const std::filesystem::path& folder, at::Device device, at::ScalarType dtype);
+
+  const ModelConfig& config() const { return config_; }
+  at::Device device() const { return device_; }
+  GeneratorImpl& generator() { return *generator_; }
+  // SHA-256 of generator.safetensors as config.json has it: what the images' metadata names.
+  const std::string& model_hash() const;
+
+  // The schedule by its command-line name; steps 0 = the folder's default. `chosen` "": adaptive where the folder has
+  // a policy for these steps, else cosine (said in a note).
+  std::unique_ptr<Schedule> schedule(const std::string& chosen, int64_t steps, const TableOptions& options) const;
+
+  BatchResult generate(const BatchRequest& request, const Schedule& schedule,
+                       const std::vector<SamplerObserver*>& observers = {});
+  // tokens (B, N) i64, any device -> (B, 3, S, S) u8 on the CPU.
+  at::Tensor decode(const at::Tensor& tokens);
+
+ private:
+  Pipeline(ModelConfig config, at::Device device) : config_(std::move(config)), device_(device) {}
+  ModelConfig config_;
+  at::Device device_;
+  Tokenizer tokenizer_{nullptr};
+  Generator generator_{nullptr};
+};
+
+// Loads the tokenizer of a folder in float32 for inference.
+Tokenizer open_tokenizer(const std::filesystem::path& folder, const ModelConfig& config, at::Device device);
+// Decodes with a given tokenizer: floats outside [0, 1] are clamped, then round(255 x).
+at::Tensor decode_to_bytes(TokenizerImpl& tokenizer, const at::Tensor& tokens);
+
+// (3, H, W) u8 on the CPU -> Image.
+Image to_image(const at::Tensor& planes);
+// images (B, 3, H, W) u8 in reading order; rows*columns >= B, unused cells are white. `gap` pixels between cells.
+Image make_grid(const at::Tensor& images, int64_t rows, int64_t columns, int64_t gap = 2);
+// A grid as square as it can be, wider than high.
+std::pair<int64_t, int64_t> grid_shape(int64_t count);
+
+}  // namespace adanat

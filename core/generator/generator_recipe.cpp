@@ -1,0 +1,241 @@
+#include "core/generator/generator_recipe.h"
+
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/where.h>
+
+#include "core/data/data_order.h"
+#include "core/generator/masking.h"
+#include "core/nn/module_state.h"
+
+namespace adanat {
+
+void GeneratorTrainConfig::validate() const {
+  model.validate(), loop.validate(), optimizer.validate(), ema.validate();
+  require(batch_size >= 1, "batch_size", ">= 1", batch_size);
+  require(batch_size % optimizer.accumulate == 0, "batch_size", "a multiple of optimizer.accumulate", batch_size);
+  require(mask_law == "beta" || mask_law == "cosine" || mask_law == "mixed", "mask_law", "beta, cosine or mixed",
+          mask_law);
+  require(mask_alpha > 0, "mask_alpha", "> 0", mask_alpha);
+  require(mask_beta > 0, "mask_beta", "> 0", mask_beta);
+  require(label_smoothing >= 0 && label_smoothing < 1, "label_smoothing", "in [0, 1)", label_smoothing);
+  require(store == "float32" || store == "float16" || store == "bfloat16", "store", "float32, float16 or bfloat16", store);
+  require(seed >= 0, "seed", ">= 0", seed);
+  require(condition_dropout >= 0 && condition_dropout <= 1, "condition_dropout", "in [0, 1]", condition_dropout);
+}
+
+at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, const at::Tensor& hidden,
+                             const at::Tensor& condition, double label_smoothing) {
+  const at::Tensor masked = ids.masked_fill(hidden, generator.mask_id());
+  const at::Tensor features = generator.features(masked, condition);
+  // The head, half of a small model's work, runs only where a loss is taken.
+  const at::Tensor where = at::nonzero(hidden.reshape({-1})).squeeze(1);
+  const at::Tensor rows = features.reshape({-1, features.size(2)}).index_select(0, where);
+  const at::Tensor logits = generator.logits(rows).to(at::kFloat);
+  return at::cross_entropy_loss(logits, ids.reshape({-1}).index_select(0, where), {}, at::Reduction::Mean,
+                                /*ignore_index=*/-100, label_smoothing);
+}
+
+void write_generator(const std::filesystem::path& file, const GeneratorConfig& config, const TensorMap& weights) {
+  write_tensors(file, weights, {{"format", "adanat-generator-1"}, {"config", config_to_json(config).dump()}});
+}
+
+namespace {
+
+// Autocast for one scope on the CPU or a GPU.
+class AutocastScope {
+ public:
+  AutocastScope(bool on, at::Device device) : on_(on), type_(device.type()) {
+    if (!on_) return;
+    at::autocast::set_autocast_dtype(type_, at::kBFloat16);
+    at::autocast::set_autocast_enabled(type_, true);
+    at::autocast::increment_nesting();
+  }
+  ~AutocastScope() {
+    if (!on_) return;
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(type_, false);
+  }
+  AutocastScope(const AutocastScope&) = delete;
+  AutocastScope& operator=(const AutocastScope&) = delete;
+
+ private:
+  bool on_;
+  at::DeviceType type_;
+};
+
+class GeneratorRecipe : public Recipe {
+ public:
+  GeneratorRecipe(GeneratorTrainConfig config, TokenFile data, const TensorMap* init, RecipeContext context,
+                  SampleImages sample_images)
+      : config_(std::move(config)),
+        data_(std::move(data)),
+        context_(std::move(context)),
+        sample_images_(std::move(sample_images)),
+        generator_(at::globalContext().defaultGenerator(at::kCPU)) {
+    GeneratorConfig& model = config_.model;
+    model.codes = data_.vocab;
+    model.grid_height = data_.grid_height, model.grid_width = data_.grid_width;
+    model.condition = "class";
+    model.classes = data_.class_names.empty() ? data_.classes.max().item<int64_t>() + 1
+                                              : int64_t(data_.class_names.size());
+    config_.validate();
+    context_.seed = uint64_t(config_.seed);
+    if (global_batch() > data_.tokens.size(0))
+      throw InputError(cat("batch_size ", config_.batch_size, " needs at least ", global_batch(),
+                           " images, but the token file holds ", data_.tokens.size(0)));
+    if (!config_.held_out.empty()) {
+      held_out_ = read_token_file(config_.held_out);
+      if (held_out_->tokenizer_hash != data_.tokenizer_hash || held_out_->vocab != data_.vocab)
+        throw InputError(cat(config_.held_out, ": was made by another tokenizer than the training tokens"));
+    }
+    generator_.set_current_seed(context_.seed);
+    net_ = Generator(model);
+    if (init != nullptr) load_module_state(*net_, *init, "--init");
+    net_->to(context_.device);
+    net_->train();
+    optimizer_ = std::make_unique<Optimizer>(named_parameters(*net_), config_.optimizer);
+    ema_ = std::make_unique<Ema>(optimizer_->parameters(), config_.ema);
+  }
+
+  std::string name() const override { return "generator"; }
+  Json config() const override { return config_to_json(config_); }
+  const LoopConfig& loop() const override { return config_.loop; }
+
+  StepReport step(int64_t step) override {
+    const int64_t parts = config_.optimizer.accumulate, rows = config_.batch_size / parts;
+    const at::Tensor picked = batch_rows(step);
+    at::Tensor total;
+    for (int64_t part = 0; part < parts; ++part) {
+      const at::Tensor index = picked.narrow(0, part * rows, rows);
+      const at::Tensor loss = part_loss(data_, index, config_.condition_dropout, config_.label_smoothing);
+      (loss / double(parts)).backward();
+      total = total.defined() ? total + loss.detach() : loss.detach();
+    }
+    const double rate = learning_rate_at(config_.optimizer, step, config_.loop.steps);
+    const at::Tensor norm = optimizer_->step(rate);
+    ema_->update(step);
+    StepReport report;
+    report.values = {{"loss", total / double(parts)}, {"learning_rate", at::scalar_tensor(rate)}};
+    if (norm.defined()) report.values.emplace_back("gradient_norm", norm);
+    report.images = config_.batch_size;
+    return report;
+  }
+
+  Scalars evaluate() override {
+    if (!held_out_.has_value()) return {};
+    const WithAverages averaged(*this);
+    const at::NoGradGuard no_grad;
+    // The same masks at every evaluation, and no trace of it in the training's random state.
+    const at::Generator before = generator_.clone();
+    at::Generator fixed = generator_;
+    fixed.set_current_seed(context_.seed + 1);
+    const int64_t count = held_out_->tokens.size(0);
+    double sum = 0;
+    for (int64_t begin = 0; begin < count; begin += config_.batch_size) {
+      const int64_t rows = std::min(config_.batch_size, count - begin);
+      const at::Tensor index = at::arange(begin, begin + rows);
+      sum += part_loss(*held_out_, index, 0, 0).item<double>() * double(rows);
+    }
+    generator_.set_state(before.get_state());
+    return {{"held_out_loss", sum / double(count)}};
+  }
+
+  std::vector<NamedImage> samples() override {
+    if (!sample_images_) return {};
+    const WithAverages averaged(*this);
+    return sample_images_(*net_);
+  }
+
+  void save(TensorMap& tensors) const override {
+    for (const auto& [name, tensor] : module_state(*net_)) tensors["model." + name] = tensor;
+    optimizer_->save(tensors, "optimizer.");
+    ema_->save(tensors, "ema.");
+  }
+
+  void load(const TensorMap& tensors, const std::string& where) override {
+    TensorMap model;
+    for (const auto& [name, tensor] : tensors)
+      if (name.rfind("model.", 0) == 0) model[name.substr(6)] = tensor;
+    load_module_state(*net_, model, where);
+    optimizer_->load(tensors, "optimizer.", where);
+    ema_->load(tensors, "ema.", where);
+  }
+
+  void write_model(const std::filesystem::path& folder) override {
+    TensorMap weights = module_state(*net_);
+    for (const auto& [name, average] : ema_->averages()) weights[name] = average;
+    const at::ScalarType type =
+        config_.store == "float16" ? at::kHalf : config_.store == "bfloat16" ? at::kBFloat16 : at::kFloat;
+    for (auto& [name, tensor] : weights) tensor = tensor.to(type);
+    write_generator(folder / "generator.safetensors", config_.model, weights);
+    if (context_.finish_model) context_.finish_model(folder);
+  }
+
+ private:
+  // Puts the averaged weights and evaluation mode in force for a scope.
+  struct WithAverages {
+    explicit WithAverages(GeneratorRecipe& r) : recipe(r) { recipe.ema_->swap(), recipe.net_->eval(); }
+    ~WithAverages() { recipe.ema_->swap(), recipe.net_->train(); }
+    GeneratorRecipe& recipe;
+  };
+
+  int64_t global_batch() const { return config_.batch_size * context_.world_size; }
+
+  // Rows of this process for an update: the order of the epoch, cut into whole batches.
+  at::Tensor batch_rows(int64_t step) {
+    const int64_t per_epoch = data_.tokens.size(0) / global_batch(), epoch = step / per_epoch;
+    if (epoch != order_epoch_) {
+      order_ = epoch_order(context_.seed, epoch, data_.tokens.size(0));
+      order_epoch_ = epoch;
+    }
+    const int64_t begin = step % per_epoch * global_batch() + context_.rank * config_.batch_size;
+    at::Tensor rows = at::empty({config_.batch_size}, at::kLong);
+    for (int64_t i = 0; i < config_.batch_size; ++i)
+      rows.mutable_data_ptr<int64_t>()[i] = order_[size_t(begin + i)];
+    return rows;
+  }
+
+  at::Tensor part_loss(const TokenFile& file, const at::Tensor& index, double condition_dropout, double smoothing) {
+    const int64_t b = index.size(0), n = config_.model.tokens();
+    const at::Tensor ids = file.tokens.index_select(0, index).to(at::kLong);
+    at::Tensor classes = file.classes.index_select(0, index);
+    const at::Tensor ratios =
+        draw_mask_ratios(config_.mask_law, config_.mask_alpha, config_.mask_beta, b, generator_);
+    const at::Tensor hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
+    if (condition_dropout > 0)
+      classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, config_.model.classes);
+    const AutocastScope autocast(config_.autocast, context_.device);
+    return masked_token_loss(*net_, ids.to(context_.device), hidden.to(context_.device), classes.to(context_.device),
+                             smoothing);
+  }
+
+  GeneratorTrainConfig config_;
+  TokenFile data_;
+  std::optional<TokenFile> held_out_;
+  RecipeContext context_;
+  SampleImages sample_images_;
+  at::Generator generator_;
+  Generator net_{nullptr};
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<Ema> ema_;
+  std::vector<int64_t> order_;
+  int64_t order_epoch_ = -1;
+};
+
+}  // namespace
+
+std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, TokenFile data, const TensorMap* init,
+                                              RecipeContext context, SampleImages sample_images) {
+  return std::make_unique<GeneratorRecipe>(std::move(config), std::move(data), init, std::move(context),
+                                           std::move(sample_images));
+}
+
+}  // namespace adanat

@@ -1,0 +1,47 @@
+#include "core/io/dtype.h"
+
+#include <array>
+
+namespace adanat {
+namespace {
+
+struct Row {
+  DType dtype;
+  const char* name;
+  size_t size;
+};
+
+constexpr std::array<Row, 13> kRows = {{{DType::kBool, "BOOL", 1},
+                                        {DType::kU8, "U8", 1},
+                                        {DType::kI8, "I8", 1},
+                                        {DType::kI16, "I16", 2},
+                                        {DType::kU16, "U16", 2},
+                                        {DType::kF16, "F16", 2},
+                                        {DType::kBF16, "BF16", 2},
+                                        {DType::kI32, "I32", 4},
+                                        {DType::kU32, "U32", 4},
+                                        {DType::kF32, "F32", 4},
+                                        {DType::kF64, "F64", 8},
+                                        {DType::kI64, "I64", 8},
+                                        {DType::kU64, "U64", 8}}};
+
+// The rows are in the order of the enum, so the enum is an index.
+constexpr bool rows_in_enum_order() {
+  for (size_t i = 0; i < kRows.size(); ++i)
+    if (static_cast<size_t>(kRows[i].dtype) != i) return false;
+  return true;
+}
+static_assert(rows_in_enum_order());
+
+}  // namespace
+
+size_t size_of(DType dtype) { return kRows.at(static_cast<size_t>(dtype)).size; }
+const char* name_of(DType dtype) { return kRows.at(static_cast<size_t>(dtype)).name; }
+
+std::optional<DType> dtype_from_name(std::string_view name) {
+  for (const Row& row : kRows)
+    if (name == row.name) return row.dtype;
+  return std::nullopt;
+}
+
+}  // namespace adanat

@@ -1,0 +1,20 @@
+// Element types of stored tensors, with the spelling of the safetensors format. Free of torch.
+#pragma once
+#include <cstddef>
+#include <optional>
+#include <string_view>
+
+namespace adanat {
+
+enum class DType { kBool, kU8, kI8, kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kF64, kI64, kU64 };
+
+// Bytes of one element: 1, 2, 4 or 8.
+size_t size_of(DType dtype);
+
+// The safetensors spelling: "BOOL", "U8", ..., "BF16", "F32", "I64".
+const char* name_of(DType dtype);
+
+// The inverse of name_of; nothing for a spelling that is not in the list (the 8-bit and sub-byte floats, for example).
+std::optional<DType> dtype_from_name(std::string_view name);
+
+}  // namespace adanat

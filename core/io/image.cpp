@@ -1,0 +1,107 @@
+#include "core/io/image.h"
+
+#include <cstring>
+#include <string_view>
+
+#include "core/base/error.h"
+#include "core/io/jpeg.h"
+#include "core/io/mapped_file.h"
+#include "core/io/png.h"
+#include "core/io/stb_decoder.h"
+
+namespace adanat {
+namespace {
+
+// Portable any-map: P2, P3 (text), P5, P6 (binary), with 8 or 16 bits per value, scaled to 0..255.
+class PnmReader {
+ public:
+  PnmReader(std::string_view text, const std::string& where) : text_(text), where_(where) {}
+
+  Image read() {
+    const char kind = text_[1];
+    position_ = 2;
+    const bool colour = kind == '3' || kind == '6', binary = kind >= '5';
+    const uint32_t width = number(), height = number(), maximum = number();
+    if (width < 1 || height < 1 || width > kMaxImageSide || height > kMaxImageSide ||
+        uint64_t{width} * height > static_cast<uint64_t>(kMaxImagePixels))
+      throw InputError(cat(where_, ": an image of ", width, "x", height, " is outside the limits of ", kMaxImageSide,
+                           " per side and ", kMaxImagePixels, " pixels"));
+    if (maximum < 1 || maximum > 65535) fail("the largest value must be in 1..65535");
+    if (binary) ++position_;  // exactly one white space before the values
+    const size_t value_size = !binary ? 2 : maximum > 255 ? 2 : 1;  // text: a digit and a separator at least
+    const size_t count = size_t{width} * height * (colour ? 3 : 1);
+    if (position_ > text_.size() || (text_.size() - position_ + (binary ? 0 : 1)) / value_size < count) fail("it ends early");
+    Image image;
+    image.width = static_cast<int>(width);
+    image.height = static_cast<int>(height);
+    image.rgb.resize(size_t{width} * height * 3);
+    for (size_t i = 0; i < count; ++i) {
+      const uint32_t value = binary ? binary_value(value_size) : number();
+      if (value > maximum) fail(cat("a value of ", value, " is over its maximum of ", maximum));
+      const auto scaled = static_cast<uint8_t>(maximum == 255 ? value : (value * 510 + maximum) / (2 * maximum));
+      if (colour) {
+        image.rgb[i] = scaled;
+      } else {
+        std::memset(image.rgb.data() + i * 3, scaled, 3);
+      }
+    }
+    return image;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const { throw InputError(cat(where_, ": broken PNM: ", what)); }
+
+  static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+  uint32_t binary_value(size_t size) {
+    uint32_t value = static_cast<unsigned char>(text_[position_++]);
+    if (size == 2) value = value << 8 | static_cast<unsigned char>(text_[position_++]);
+    return value;
+  }
+
+  // White space and comments, then a decimal number of at most 6 digits.
+  uint32_t number() {
+    while (position_ < text_.size() && (is_space(text_[position_]) || text_[position_] == '#')) {
+      if (text_[position_] == '#') {
+        while (position_ < text_.size() && text_[position_] != '\n') ++position_;
+      } else {
+        ++position_;
+      }
+    }
+    uint32_t value = 0;
+    const size_t begin = position_;
+    for (; position_ < text_.size() && text_[position_] >= '0' && text_[position_] <= '9'; ++position_) {
+      if (position_ - begin == 6) fail("a number is too long");
+      value = value * 10 + static_cast<uint32_t>(text_[position_] - '0');
+    }
+    if (position_ == begin) fail(cat("a number is missing at byte ", position_));
+    return value;
+  }
+
+  std::string_view text_;
+  const std::string& where_;
+  size_t position_ = 0;
+};
+
+}  // namespace
+
+Image decode_image(std::span<const std::byte> bytes, const std::string& where) {
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  if (is_jpeg(bytes)) return decode_jpeg(bytes, where);
+  if (is_png(bytes)) {
+    read_png_chunks(bytes, where);
+    return decode_with_stb(bytes, where, "PNG");
+  }
+  if (text.starts_with("GIF8")) return decode_with_stb(bytes, where, "GIF");
+  if (text.starts_with("BM")) return decode_with_stb(bytes, where, "BMP");
+  if (text.size() > 2 && text[0] == 'P' && (text[1] == '2' || text[1] == '3' || text[1] == '5' || text[1] == '6'))
+    return PnmReader(text, where).read();
+  if (bytes.empty()) throw InputError(cat(where, ": is an empty file, not an image"));
+  throw InputError(cat(where, ": is no image that this program reads (JPEG, PNG, BMP, GIF, PNM)"));
+}
+
+Image read_image(const std::filesystem::path& path) {
+  return decode_image(MappedFile::open(path)->bytes(), path.string());
+}
+
+}  // namespace adanat

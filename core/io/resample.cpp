@@ -1,0 +1,191 @@
+#include "core/io/resample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/base/error.h"
+
+namespace adanat {
+namespace {
+
+constexpr int kFractionBits = 32 - 8 - 2;  // 8 bits of pixel, 2 bits of headroom for the negative lobes
+
+double box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
+
+double bicubic(double x) {
+  constexpr double a = -0.5;
+  x = std::abs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0.0;
+}
+
+// For each output position the first input position, how many, and their fixed-point weights (stride values apart).
+struct Weights {
+  struct Range {
+    int first, count;
+  };
+  std::vector<Range> ranges;
+  std::vector<int> values;
+  int stride = 0;
+};
+
+// The order of the floating-point operations is Pillow's: another order would change the last bit of some weights.
+Weights make_weights(int in_size, int out_size, Filter filter) {
+  double (*const function)(double) = filter == Filter::kBox ? box : bicubic;
+  const double scale = static_cast<double>(in_size) / out_size;
+  const double filter_scale = std::max(scale, 1.0);
+  const double support = (filter == Filter::kBox ? 0.5 : 2.0) * filter_scale;
+  Weights weights;
+  weights.stride = static_cast<int>(std::ceil(support)) * 2 + 1;
+  weights.ranges.resize(static_cast<size_t>(out_size));
+  weights.values.assign(static_cast<size_t>(out_size) * weights.stride, 0);
+  std::vector<double> row(static_cast<size_t>(weights.stride));
+  for (int out = 0; out < out_size; ++out) {
+    const double center = (out + 0.5) * scale;
+    const double inverse = 1.0 / filter_scale;
+    const int first = std::max(static_cast<int>(center - support + 0.5), 0);
+    const int count = std::min(static_cast<int>(center + support + 0.5), in_size) - first;
+    double sum = 0.0;
+    for (int i = 0; i < count; ++i) {
+      row[static_cast<size_t>(i)] = function((i + first - center + 0.5) * inverse);
+      sum += row[static_cast<size_t>(i)];
+    }
+    int* values = weights.values.data() + static_cast<size_t>(out) * weights.stride;
+    for (int i = 0; i < count; ++i) {
+      const double value = sum != 0.0 ? row[static_cast<size_t>(i)] / sum : row[static_cast<size_t>(i)];
+      const double scaled = value * (1 << kFractionBits);
+      values[i] = static_cast<int>(value < 0 ? scaled - 0.5 : scaled + 0.5);
+    }
+    weights.ranges[static_cast<size_t>(out)] = {first, count};
+  }
+  return weights;
+}
+
+uint8_t to_pixel(int fixed) { return static_cast<uint8_t>(std::clamp(fixed >> kFractionBits, 0, 255)); }
+
+constexpr int kHalf = 1 << (kFractionBits - 1);
+
+Image make_image(int width, int height) {
+  Image image;
+  image.width = width;
+  image.height = height;
+  image.rgb.resize(static_cast<size_t>(width) * height * 3);
+  return image;
+}
+
+Image resample_rows(const Image& in, int width, Filter filter) {
+  const Weights weights = make_weights(in.width, width, filter);
+  Image out = make_image(width, in.height);
+  for (int y = 0; y < in.height; ++y) {
+    const uint8_t* source = in.rgb.data() + static_cast<size_t>(y) * in.width * 3;
+    uint8_t* target = out.rgb.data() + static_cast<size_t>(y) * width * 3;
+    for (int x = 0; x < width; ++x, target += 3) {
+      const auto [first, count] = weights.ranges[static_cast<size_t>(x)];
+      const int* value = weights.values.data() + static_cast<size_t>(x) * weights.stride;
+      const uint8_t* pixel = source + static_cast<size_t>(first) * 3;
+      int red = kHalf, green = kHalf, blue = kHalf;
+      for (int i = 0; i < count; ++i, pixel += 3) {
+        red += pixel[0] * value[i];
+        green += pixel[1] * value[i];
+        blue += pixel[2] * value[i];
+      }
+      target[0] = to_pixel(red);
+      target[1] = to_pixel(green);
+      target[2] = to_pixel(blue);
+    }
+  }
+  return out;
+}
+
+Image resample_columns(const Image& in, int height, Filter filter) {
+  const Weights weights = make_weights(in.height, height, filter);
+  Image out = make_image(in.width, height);
+  const size_t row_size = static_cast<size_t>(in.width) * 3;
+  std::vector<int> sums(row_size);  // whole rows at a time: the inner loop runs along memory
+  for (int y = 0; y < height; ++y) {
+    const auto [first, count] = weights.ranges[static_cast<size_t>(y)];
+    const int* value = weights.values.data() + static_cast<size_t>(y) * weights.stride;
+    std::fill(sums.begin(), sums.end(), kHalf);
+    for (int i = 0; i < count; ++i) {
+      const uint8_t* source = in.rgb.data() + static_cast<size_t>(first + i) * row_size;
+      for (size_t x = 0; x < row_size; ++x) sums[x] += source[x] * value[i];
+    }
+    uint8_t* target = out.rgb.data() + static_cast<size_t>(y) * row_size;
+    for (size_t x = 0; x < row_size; ++x) target[x] = to_pixel(sums[x]);
+  }
+  return out;
+}
+
+void check(const Image& image) {
+  if (image.width < 1 || image.height < 1 ||
+      image.rgb.size() != static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3)
+    throw RunError(cat("an image of ", image.width, "x", image.height, " with ", image.rgb.size(), " bytes is inconsistent"));
+}
+
+}  // namespace
+
+Image resample(const Image& image, int width, int height, Filter filter) {
+  check(image);
+  if (width < 1 || height < 1) throw RunError(cat("cannot resize an image to ", width, "x", height));
+  if (width == image.width) return height == image.height ? image : resample_columns(image, height, filter);
+  if (height == image.height) return resample_rows(image, width, filter);
+  // The order of the passes is visible in the last bit (each rounds to 8 bits): Pillow's rule, new in version 13.
+  const int fewer_rows = image.height - height, fewer_columns = image.width - width;
+  if (fewer_rows > 0 && fewer_rows > 2 * static_cast<int64_t>(fewer_columns))
+    return resample_rows(resample_columns(image, height, filter), width, filter);
+  return resample_columns(resample_rows(image, width, filter), height, filter);
+}
+
+Image adm_center_crop(const Image& image, int size) {
+  check(image);
+  if (size < 1) throw RunError(cat("cannot crop an image to the size ", size));
+  const Image* current = &image;
+  Image resized;
+  const auto take = [&](Image next) {
+    resized = std::move(next);
+    current = &resized;
+  };
+  while (std::min(current->width, current->height) >= 2 * static_cast<int64_t>(size))
+    take(resample(*current, current->width / 2, current->height / 2, Filter::kBox));
+  if (std::min(current->width, current->height) != size) {
+    const double scale = static_cast<double>(size) / std::min(current->width, current->height);
+    // nearbyint rounds half to even, as Python's round does.
+    const double width = std::nearbyint(current->width * scale), height = std::nearbyint(current->height * scale);
+    // A sliver (1 x 16384) enlarged to the size could ask for any amount of memory.
+    if (width * height > static_cast<double>(kMaxImagePixels))
+      throw InputError(cat("an image of ", image.width, "x", image.height, " is too long and narrow to be scaled to ", size));
+    take(resample(*current, static_cast<int>(width), static_cast<int>(height), Filter::kBicubic));
+  }
+  if (current->width == size && current->height == size) return current == &image ? image : std::move(resized);
+  return crop(*current, (current->width - size) / 2, (current->height - size) / 2, size, size);
+}
+
+Image crop(const Image& image, int left, int top, int width, int height) {
+  check(image);
+  if (left < 0 || top < 0 || width < 1 || height < 1 || width > image.width - left || height > image.height - top)
+    throw RunError(cat("the window ", width, "x", height, " at (", left, ", ", top, ") is not inside an image of ",
+                       image.width, "x", image.height));
+  Image out = make_image(width, height);
+  for (int y = 0; y < height; ++y)
+    std::memcpy(out.rgb.data() + static_cast<size_t>(y) * width * 3,
+                image.rgb.data() + (static_cast<size_t>(top + y) * image.width + left) * 3, static_cast<size_t>(width) * 3);
+  return out;
+}
+
+Image flip_horizontal(const Image& image) {
+  check(image);
+  Image out = make_image(image.width, image.height);
+  for (int y = 0; y < image.height; ++y) {
+    const uint8_t* source = image.rgb.data() + static_cast<size_t>(y) * image.width * 3;
+    uint8_t* target = out.rgb.data() + static_cast<size_t>(y + 1) * image.width * 3;
+    for (int x = 0; x < image.width; ++x, source += 3) {
+      target -= 3;
+      std::memcpy(target, source, 3);
+    }
+  }
+  return out;
+}
+
+}  // namespace adanat

@@ -1,0 +1,117 @@
+#include "core/metrics/frechet.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/diagonal.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/linalg_eigvalsh.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/outer.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "core/base/error.h"
+#include "kernels/philox.h"
+
+namespace adanat {
+
+GaussianAccumulator::GaussianAccumulator(int64_t dimensions)
+    : mean_(at::zeros({dimensions}, at::kDouble)), scatter_(at::zeros({dimensions, dimensions}, at::kDouble)) {}
+
+void GaussianAccumulator::add(const at::Tensor& features) {
+  if (features.dim() != 2 || features.size(1) != mean_.size(0))
+    throw RunError(cat("feature statistics: wanted (B, ", mean_.size(0), "), got ", features.sizes()));
+  if (features.size(0) == 0) return;
+  const at::Tensor x = features.detach().to(at::kCPU, at::kDouble);
+  if (!at::isfinite(x).all().item<bool>()) throw RunError("feature statistics: a feature is not a finite number");
+  const at::Tensor mean = x.mean(0), centred = x - mean;
+  combine(x.size(0), mean, at::matmul(centred.t(), centred));
+}
+
+void GaussianAccumulator::merge(const GaussianAccumulator& other) {
+  if (other.mean_.size(0) != mean_.size(0))
+    throw RunError(cat("feature statistics: cannot merge ", other.mean_.size(0), " dimensions into ", mean_.size(0)));
+  if (other.count_ > 0) combine(other.count_, other.mean_, other.scatter_);
+}
+
+void GaussianAccumulator::combine(int64_t count, const at::Tensor& mean, const at::Tensor& scatter) {
+  const at::Tensor delta = mean - mean_;
+  const double total = double(count_ + count);
+  scatter_ = scatter_ + scatter + at::outer(delta, delta) * (double(count_) * double(count) / total);
+  mean_ = mean_ + delta * (double(count) / total);
+  count_ += count;
+}
+
+GaussianStats GaussianAccumulator::stats() const {
+  if (count_ < 2) throw RunError(cat("feature statistics: a covariance needs 2 images or more, got ", count_));
+  return {count_, mean_.clone(), scatter_ / double(count_ - 1)};
+}
+
+double frechet_distance(const GaussianStats& a, const GaussianStats& b) {
+  if (a.mean.sizes() != b.mean.sizes())
+    throw RunError(cat("Frechet distance: ", a.mean.size(0), " against ", b.mean.size(0), " dimensions"));
+  const auto [values, vectors] = at::linalg_eigh(a.covariance);
+  const at::Tensor root = at::matmul(vectors * values.clamp_min(0).sqrt(), vectors.t());  // A^1/2
+  at::Tensor product = at::matmul(at::matmul(root, b.covariance), root);
+  product = (product + product.t()) / 2;  // eigvalsh reads one triangle: let rounding not choose which
+  const double cross = at::linalg_eigvalsh(product).clamp_min(0).sqrt().sum().item<double>();
+  const double means = (a.mean - b.mean).square().sum().item<double>();
+  const double traces = (at::diagonal(a.covariance).sum() + at::diagonal(b.covariance).sum()).item<double>();
+  return std::max(0.0, means + traces - 2 * cross);
+}
+
+double kernel_distance(const at::Tensor& a, const at::Tensor& b) {
+  if (a.dim() != 2 || b.dim() != 2 || a.size(1) != b.size(1) || a.size(0) < 2 || b.size(0) < 2)
+    throw RunError(cat("kernel distance: wanted two sets of 2 or more vectors of one length, got ", a.sizes(), " and ",
+                       b.sizes()));
+  const at::Tensor x = a.detach().to(at::kCPU, at::kDouble), y = b.detach().to(at::kCPU, at::kDouble);
+  const auto kernel = [&](const at::Tensor& p, const at::Tensor& q) {
+    return (at::matmul(p, q.t()) / double(x.size(1)) + 1).pow(3);
+  };
+  const auto without_diagonal = [&](const at::Tensor& p) {
+    const at::Tensor k = kernel(p, p);
+    const double n = double(p.size(0));
+    return (k.sum() - at::diagonal(k).sum()).item<double>() / (n * (n - 1));
+  };
+  return without_diagonal(x) + without_diagonal(y) - 2 * kernel(x, y).mean().item<double>();
+}
+
+MeanAndDeviation kernel_distance(const at::Tensor& a, const at::Tensor& b, const at::Tensor& rows_a,
+                                 const at::Tensor& rows_b) {
+  if (rows_a.dim() != 2 || rows_b.dim() != 2 || rows_a.size(0) != rows_b.size(0) || rows_a.size(0) < 1)
+    throw RunError(cat("kernel distance: subsets ", rows_a.sizes(), " and ", rows_b.sizes(), " do not pair up"));
+  std::vector<double> values;
+  for (int64_t i = 0; i < rows_a.size(0); ++i)
+    values.push_back(kernel_distance(a.index_select(0, rows_a[i].to(a.device())),
+                                     b.index_select(0, rows_b[i].to(b.device()))));
+  MeanAndDeviation out;
+  for (const double value : values) out.mean += value / double(values.size());
+  for (const double value : values) out.deviation += (value - out.mean) * (value - out.mean) / double(values.size());
+  out.deviation = std::sqrt(out.deviation);
+  return out;
+}
+
+at::Tensor random_subsets(int64_t count, int64_t subsets, int64_t size, uint64_t seed, int64_t which) {
+  if (size < 1 || size > count || subsets < 1)
+    throw RunError(cat("random subsets: cannot take ", subsets, " x ", size, " out of ", count));
+  at::Tensor out = at::empty({subsets, size}, at::kLong);
+  using Key = std::tuple<uint32_t, uint32_t, int64_t>;
+  std::vector<Key> keys(static_cast<size_t>(count));
+  for (int64_t s = 0; s < subsets; ++s) {
+    for (int64_t i = 0; i < count; ++i) {
+      const kernels::Philox4 word =
+          kernels::draw(seed, uint32_t(s), uint32_t(i), uint32_t(which), 0, kernels::Stream::kData);
+      keys[size_t(i)] = {word.x, word.y, i};
+    }
+    std::partial_sort(keys.begin(), keys.begin() + size, keys.end());
+    for (int64_t i = 0; i < size; ++i) out.mutable_data_ptr<int64_t>()[s * size + i] = std::get<2>(keys[size_t(i)]);
+  }
+  return out;
+}
+
+}  // namespace adanat

@@ -1,0 +1,21 @@
+// Where and in which precision a command computes.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+namespace adanat {
+
+// "auto" (CUDA where a device is present, else the CPU), "cpu", "cuda", "cuda:1". InputError names the flag's value.
+at::Device parse_device(const std::string& text);
+
+// "auto" (float32 on a CPU without AMX, bfloat16 elsewhere), "float32", "bfloat16". InputError otherwise.
+at::ScalarType parse_dtype(const std::string& text, at::Device device);
+
+// Sets torch's intra-op threads; 0 = the cores this process may run on. Returns the number in force.
+int set_threads(int64_t threads);
+
+// One line: LibTorch version, CUDA, CPU features; for --version and logs.
+std::string platform_line();
+
+}  // namespace adanat

@@ -1,0 +1,121 @@
+#include "core/sampling/sampler.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_unique2.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/nonzero.h>
+
+namespace adanat {
+namespace {
+
+// What one forward pass hands to the step: features of the conditional rows, logits of both.
+struct Forward {
+  at::Tensor features;                      // (B, N, D)
+  at::Tensor logits;                        // (B, N, V); rows of revealed positions may hold anything
+  std::optional<at::Tensor> logits_uncond;  // (B, N, V)
+};
+
+at::Tensor repeat_rows(const at::Tensor& one, int64_t count) {
+  std::vector<int64_t> sizes = one.sizes().vec();
+  sizes[0] = count;
+  return one.expand(sizes);
+}
+
+// Step 0 of a plain start: all tokens are masked, so a row is fixed by its condition alone.
+Forward forward_plain(GeneratorImpl& generator, const SamplerStart& start, bool guided) {
+  const auto [distinct, row_of, counts] = at::_unique2(start.condition, /*sorted=*/true, /*return_inverse=*/true);
+  const at::Tensor conditions = guided ? at::cat({distinct, start.empty}) : distinct;
+  const int64_t rows = conditions.size(0), kinds = distinct.size(0), b = start.tokens.size(0);
+  const at::Tensor features = generator.features(repeat_rows(start.tokens.narrow(0, 0, 1), rows), conditions);
+  const at::Tensor logits = generator.logits(features);
+  Forward out{features.index_select(0, row_of), logits.index_select(0, row_of), std::nullopt};
+  // decode_step takes any strides: the one unconditional row is only repeated in name.
+  if (guided) out.logits_uncond = repeat_rows(logits.narrow(0, kinds, 1), b);
+  return out;
+}
+
+Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::Tensor& tokens, bool guided) {
+  const int64_t b = tokens.size(0), n = tokens.size(1), v = generator.config().codes;
+  const at::Tensor all_tokens = guided ? at::cat({tokens, tokens}) : tokens;
+  const at::Tensor conditions =
+      guided ? at::cat({start.condition, repeat_rows(start.empty, b)}) : start.condition;
+  const at::Tensor features = generator.features(all_tokens, conditions);  // (B or 2B, N, D)
+  at::Tensor logits;
+  if (tokens.is_cuda()) {
+    logits = generator.logits(features);  // shapes stay fixed and no count travels to the host
+  } else {
+    // The head runs only where tokens are hidden; decode_step does not read the other rows.
+    const at::Tensor hidden = at::nonzero(all_tokens.view({-1}) == generator.mask_id()).squeeze(1);
+    const at::Tensor rows = generator.logits(features.reshape({-1, features.size(2)}).index_select(0, hidden));
+    logits = at::empty({all_tokens.size(0) * n, v}, rows.options());
+    logits.index_copy_(0, hidden, rows);
+    logits = logits.view({all_tokens.size(0), n, v});
+  }
+  Forward out{features.narrow(0, 0, b), logits.narrow(0, 0, b), std::nullopt};
+  if (guided) out.logits_uncond = logits.narrow(0, b, b);
+  return out;
+}
+
+}  // namespace
+
+SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
+                         const at::Tensor& image_index) {
+  const int64_t b = classes.size(0);
+  const auto options = at::TensorOptions().dtype(at::kLong).device(classes.device());
+  return {.tokens = at::full({b, generator.config().tokens()}, generator.mask_id(), options),
+          .condition = classes,
+          .empty = generator.empty_classes(1),
+          .seed = at::full({b}, seed, options),
+          .image_index = image_index.to(classes.device()),
+          .plain = true};
+}
+
+at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
+                  const std::vector<SamplerObserver*>& observers) {
+  const at::NoGradGuard no_grad;
+  const bool was_training = generator.is_training();
+  generator.eval();
+  const int64_t steps = schedule.steps();
+  const auto state = schedule.begin(start.tokens.size(0), start.tokens.device());
+  const at::Tensor hidden_at_start = (start.tokens == generator.mask_id()).sum(1);
+  std::optional<at::Tensor> priority = schedule.priority();
+  if (priority.has_value()) priority = priority->to(start.tokens.device());
+
+  at::Tensor tokens = start.tokens, proposals = start.tokens;
+  for (int64_t t = 0; t < steps; ++t) {
+    const bool guided = schedule.known_guidance(t).value_or(1) > 0;
+    const bool one_row_per_class = t == 0 && start.plain && start.condition.dim() == 1;
+    const Forward pass = one_row_per_class ? forward_plain(generator, start, guided)
+                                           : forward(generator, start, tokens, guided);
+    const Action action = schedule.next(state.get(), t, pass.features);
+    const kernels::DecodeStepResult result = kernels::decode_step({
+        .logits = pass.logits,
+        .logits_uncond = pass.logits_uncond,
+        .tokens = tokens,
+        .mask_ratio = action.mask_ratio,
+        .remask_temperature = action.remask_temperature,
+        .sampling_temperature = action.sampling_temperature,
+        .guidance = action.guidance,
+        .seed = start.seed,
+        .image_index = start.image_index,
+        .step = at::full({1}, t, start.seed.options()),
+        .hidden_at_start = hidden_at_start,
+        .rule = schedule.rule(),
+        .priority = priority,
+        .token_noise = std::nullopt,
+        .confidence_noise = std::nullopt,
+    });
+    proposals = result.proposals;
+    // The image is decoded from all proposals: after the last step nothing is masked again.
+    const at::Tensor after = t + 1 < steps ? result.tokens : proposals;
+    const StepView view{t, steps, tokens, after, proposals, pass.features, action};
+    for (SamplerObserver* observer : observers) observer->on_step(view);
+    tokens = after;
+  }
+  generator.train(was_training);
+  return proposals;
+}
+
+}  // namespace adanat

@@ -1,0 +1,48 @@
+// The one loop over generation steps in the whole program: generation, editing, evaluation, previews and rollouts are
+// this loop with another start, schedule or observer.
+#pragma once
+#include <vector>
+
+#include "core/generator/transformer.h"
+#include "core/sampling/schedule.h"
+
+namespace adanat {
+
+// Where a run begins. B samples on the generator's device; B >= 1.
+struct SamplerStart {
+  at::Tensor tokens;       // (B, N) i64 in [0, V]; V = to be made
+  at::Tensor condition;    // class ids (B) i64, or text states (B, S, C)
+  at::Tensor empty;        // the empty condition: class id (1) i64, or text states (1, S, C)
+  at::Tensor seed;         // (B) i64
+  at::Tensor image_index;  // (B) i64: a seed and an index are an image, whatever the batch
+  bool plain = false;      // every token is hidden in every sample (then step 0 needs one row per distinct class)
+};
+
+// Plain generation: everything hidden. classes (B) i64 in [0, classes), image indices first, first+1, ...
+SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
+                         const at::Tensor& image_index);
+
+// One step as observers see it. Tensors are shared: an observer that keeps one clones it.
+struct StepView {
+  int64_t step, steps;
+  const at::Tensor& tokens_before;  // (B, N) i64
+  const at::Tensor& tokens_after;   // (B, N) i64; after the last step all are revealed
+  const at::Tensor& proposals;      // (B, N) i64, no masked id
+  const at::Tensor& features;       // (B, N, D) of the conditional pass
+  const Action& action;
+};
+
+class SamplerObserver {
+ public:
+  virtual ~SamplerObserver() = default;
+  virtual void on_step(const StepView& view) = 0;
+};
+
+// Runs under NoGradGuard (not InferenceMode: what observers keep may enter a backward pass later), the generator in
+// evaluation mode. Returns the final proposals (B, N) i64. Rows through the generator (promise 2): per step B, plus B
+// unconditional ones unless the schedule knows that the guidance is 0; at step 0 of a plain start only one per distinct
+// class, plus one. Throws c10::Error on a NaN logit (CPU).
+at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
+                  const std::vector<SamplerObserver*>& observers = {});
+
+}  // namespace adanat

@@ -1,0 +1,203 @@
+#include "core/sampling/schedule.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+
+#include <cmath>
+#include <numbers>
+
+namespace adanat {
+namespace {
+
+constexpr int64_t kMaxSteps = 1000;
+
+void require_steps(int64_t steps) { require(steps >= 1 && steps <= kMaxSteps, "steps", "1..1000", steps); }
+
+double guidance_at(const TableOptions& options, int64_t step, int64_t steps) {
+  return options.guidance_curve == "constant" ? options.guidance : options.guidance * double(step + 1) / double(steps);
+}
+
+// Ratio and re-mask temperature are 0 at the last step: what is decoded there is every proposal.
+template <class Ratio>
+ScheduleTable falling_table(int64_t steps, const TableOptions& options, Ratio ratio) {
+  require_steps(steps);
+  options.validate();
+  ScheduleTable table;
+  table.steps = steps;
+  for (int64_t t = 0; t < steps; ++t) {
+    const double done = double(t + 1) / double(steps);
+    const bool last = t + 1 == steps;
+    table.mask_ratio.push_back(last ? 0 : ratio(done));
+    table.remask_temperature.push_back(last ? 0 : options.temperature * (1 - done));
+    table.sampling_temperature.push_back(options.sampling_temperature);
+    table.guidance.push_back(guidance_at(options, t, steps));
+  }
+  return table;
+}
+
+double cosine_ratio(double done) { return std::cos(std::numbers::pi / 2 * done); }
+
+class TableSchedule : public Schedule {
+ public:
+  TableSchedule(std::string name, ScheduleTable table, kernels::RemaskRule rule, std::optional<at::Tensor> priority)
+      : name_(std::move(name)), table_(std::move(table)), rule_(rule), priority_(std::move(priority)) {}
+
+  std::string name() const override { return name_; }
+  int64_t steps() const override { return table_.steps; }
+  kernels::RemaskRule rule() const override { return rule_; }
+
+  std::unique_ptr<ScheduleState> begin(int64_t, at::Device) const override { return nullptr; }
+
+  Action next(ScheduleState*, int64_t step, const at::Tensor& features) const override {
+    const auto i = size_t(step);
+    const auto rows = [&](double value, at::ScalarType type) {
+      return at::full({features.size(0)}, value, at::TensorOptions().dtype(type).device(features.device()));
+    };
+    return {rows(table_.mask_ratio[i], at::kDouble), rows(table_.remask_temperature[i], at::kFloat),
+            rows(table_.sampling_temperature[i], at::kFloat), rows(*known_guidance(step), at::kFloat)};
+  }
+
+  std::optional<double> known_guidance(int64_t step) const override {
+    const double w = table_.guidance[size_t(step)];
+    return w < kNoGuidanceBelow ? 0 : w;
+  }
+
+  std::optional<at::Tensor> priority() const override { return priority_; }
+
+ private:
+  std::string name_;
+  ScheduleTable table_;
+  kernels::RemaskRule rule_;
+  std::optional<at::Tensor> priority_;
+};
+
+}  // namespace
+
+void ScheduleTable::validate() const {
+  require_steps(steps);
+  const auto column = [&](const std::vector<double>& values, const char* key, double top) {
+    if (int64_t(values.size()) != steps)
+      throw InputError(cat(key, " has ", values.size(), " entries, but steps is ", steps));
+    for (size_t i = 0; i < values.size(); ++i)
+      if (!(values[i] >= 0 && values[i] <= top))
+        throw InputError(cat(key, "[", i, "] must be in [0, ", top, "], got ", values[i]));
+  };
+  column(mask_ratio, "mask_ratio", 1);
+  column(remask_temperature, "remask_temperature", 1e6);
+  column(sampling_temperature, "sampling_temperature", 1e6);
+  column(guidance, "guidance", 1e6);
+  require(rule == "adanat" || rule == "maskgit", "rule", "adanat or maskgit", rule);
+}
+
+void TableOptions::validate() const {
+  require(guidance >= 0 && guidance <= 1e6, "guidance", "in [0, 1e6]", guidance);
+  require(guidance_curve == "linear" || guidance_curve == "constant", "guidance_curve", "linear or constant",
+          guidance_curve);
+  require(temperature >= 0 && temperature <= 1e6, "temperature", "in [0, 1e6]", temperature);
+  require(sampling_temperature >= 0 && sampling_temperature <= 1e6, "sampling_temperature", "in [0, 1e6]",
+          sampling_temperature);
+}
+
+ScheduleTable cosine_table(int64_t steps, const TableOptions& options) {
+  return falling_table(steps, options, cosine_ratio);
+}
+
+ScheduleTable linear_table(int64_t steps, const TableOptions& options) {
+  return falling_table(steps, options, [](double done) { return 1 - done; });
+}
+
+ScheduleTable autonat_table(int64_t steps) {
+  if (steps != 8)
+    throw InputError(cat("schedule autonat: its table was published for 8 steps only, not for ", steps,
+                         "; use --steps 8, or --schedule cosine"));
+  ScheduleTable table;
+  table.steps = 8;
+  table.mask_ratio = {.953, .880, .794, .746, .625, .407, .261, 0};
+  table.remask_temperature = {2.405, 2.478, 1.192, .769, 1.067, .935, .784, 0};
+  table.sampling_temperature = {2.900, 1.867, 1.144, 1.380, 1.470, 1.376, 1.708, .713};
+  table.guidance = {1e-4, 1e-4, 1e-4, .915, 1.616, 1.195, 1.383, 1.227};
+  return table;
+}
+
+ScheduleTable search_start_table(int64_t steps) {
+  ScheduleTable table = cosine_table(steps, TableOptions{});
+  for (int64_t t = 0; t + 1 < steps; ++t) table.remask_temperature[size_t(t)] = 1 - double(t) / double(steps);
+  return table;
+}
+
+ScheduleTable read_schedule_file(const std::string& path) {
+  return config_from_json<ScheduleTable>(read_json_file(path), path);
+}
+
+std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable table) {
+  table.validate();
+  const auto rule = table.rule == "adanat" ? kernels::RemaskRule::kAdanat : kernels::RemaskRule::kMaskgit;
+  return std::make_unique<TableSchedule>(std::move(name), std::move(table), rule, std::nullopt);
+}
+
+at::Tensor halton_ranks(int64_t grid_height, int64_t grid_width) {
+  const auto radical_inverse = [](int64_t i, int64_t base) {
+    double value = 0, digit = 1;
+    for (; i > 0; i /= base) {
+      digit /= double(base);
+      value += digit * double(i % base);
+    }
+    return value;
+  };
+  const int64_t n = grid_height * grid_width;
+  at::Tensor ranks = at::full({n}, -1, at::kLong);
+  int64_t* rank = ranks.mutable_data_ptr<int64_t>();
+  // The sequence visits every cell, but late ones after many repeats; the bound is far beyond any grid in use.
+  int64_t next = 0;
+  for (int64_t i = 1; next < n && i < 1000 * n + 1000; ++i) {
+    const auto row = int64_t(double(grid_height) * radical_inverse(i, 2));
+    const auto column = int64_t(double(grid_width) * radical_inverse(i, 3));
+    int64_t& cell = rank[row * grid_width + column];
+    if (cell < 0) cell = next++;
+  }
+  for (int64_t p = 0; p < n; ++p)
+    if (rank[p] < 0) rank[p] = next++;
+  return ranks;
+}
+
+int64_t halton_revealed(int64_t step, int64_t steps, int64_t tokens) {
+  const double done = double(step + 1) / double(steps);
+  const auto share = int64_t(std::floor(double(tokens) * (1 - 2 / std::numbers::pi * std::acos(done))));
+  return std::min(tokens, std::max(step + 1, share));
+}
+
+std::unique_ptr<Schedule> make_halton_schedule(int64_t steps, int64_t grid_height, int64_t grid_width,
+                                               const TableOptions& options) {
+  require_steps(steps);
+  options.validate();
+  const int64_t n = grid_height * grid_width;
+  ScheduleTable table;
+  table.steps = steps;
+  for (int64_t t = 0; t < steps; ++t) {
+    // Half a token more than the count, so that floor(N * ratio) is the count in float32 too.
+    const int64_t masked = n - halton_revealed(t, steps, n);
+    table.mask_ratio.push_back(masked == 0 ? 0 : (double(masked) + 0.5) / double(n));
+    table.remask_temperature.push_back(0);
+    table.sampling_temperature.push_back(options.sampling_temperature);
+    table.guidance.push_back(guidance_at(options, t, steps));
+  }
+  return std::make_unique<TableSchedule>("halton", std::move(table), kernels::RemaskRule::kOrder,
+                                         halton_ranks(grid_height, grid_width));
+}
+
+std::unique_ptr<Schedule> make_schedule(const std::string& name, int64_t steps, const TableOptions& options,
+                                        int64_t grid_height, int64_t grid_width) {
+  if (name.size() > 5 && name.ends_with(".json")) {
+    ScheduleTable table = read_schedule_file(name);
+    if (steps != 0 && steps != table.steps)
+      throw InputError(cat(name, ": is a schedule of ", table.steps, " steps, but --steps says ", steps));
+    return make_table_schedule(name, std::move(table));
+  }
+  if (name == "cosine") return make_table_schedule(name, cosine_table(steps, options));
+  if (name == "linear") return make_table_schedule(name, linear_table(steps, options));
+  if (name == "autonat") return make_table_schedule(name, autonat_table(steps));
+  if (name == "halton") return make_halton_schedule(steps, grid_height, grid_width, options);
+  throw InputError(cat("--schedule ", name, ": must be cosine, linear, autonat, halton or a FILE.json"));
+}
+
+}  // namespace adanat

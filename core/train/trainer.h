@@ -1,0 +1,22 @@
+// The one training loop: logs, sample grids, checkpoints, resume, signals. What is trained is a Recipe.
+#pragma once
+#include <filesystem>
+
+#include "core/train/recipe.h"
+
+namespace adanat {
+
+// Prepares --out: refuses an existing non-empty folder unless `resume`; writes config.json (resolved). On resume the
+// stored config must equal the recipe's except for loop.*, run.* and where
+// the data lies (else InputError naming the first differing key).
+// Then runs updates until loop().steps. Layout of the folder: spec/cli.md "train".
+// SIGINT/SIGTERM: saves a checkpoint and the model, then throws Interrupted. A value that is not finite: RunError
+// that names value and step; nothing is saved over the last good checkpoint.
+// Resumed CPU runs go on bit-exactly.
+// `run_info` (where data came from, seed, device) is stored under "run" in config.json and not compared.
+void run_training(Recipe& recipe, const std::filesystem::path& out, bool resume, const Json& run_info = Json::object());
+
+// The newest whole checkpoint below `out`, or an empty path.
+std::filesystem::path newest_checkpoint(const std::filesystem::path& out);
+
+}  // namespace adanat

@@ -1,0 +1,280 @@
+// The whole chain through the real binary: classifier, tokenizer, tokens, generator, images. Once on a procedural
+// image set that the test makes (needs no data), once on real digits.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "core/base/config.h"
+#include "core/io/image.h"
+#include "e2e/program.h"
+#include "kernels/philox.h"
+
+namespace adanat {
+namespace {
+
+using testing::adanat_run;
+using testing::is_one_line_error;
+using testing::TempDir;
+namespace fs = std::filesystem;
+
+// 3 classes of 16x16 pictures: a disc, a square, stripes, at random places in random colours.
+void make_shapes(const fs::path& folder, int per_class) {
+  const char* names[] = {"disc", "square", "stripes"};
+  for (uint32_t c = 0; c < 3; ++c) {
+    fs::create_directories(folder / names[c]);
+    for (uint32_t i = 0; i < uint32_t(per_class); ++i) {
+      const auto r = kernels::philox4x32_10({c, i, 0, 0}, 7);
+      const int x0 = 4 + int(r.x % 8), y0 = 4 + int(r.y % 8);
+      Image image{16, 16, std::vector<uint8_t>(16 * 16 * 3)};
+      for (int y = 0; y < 16; ++y) {
+        for (int x = 0; x < 16; ++x) {
+          const int dx = x - x0, dy = y - y0;
+          const bool in = c == 0 ? dx * dx + dy * dy < 16 : c == 1 ? std::abs(dx) < 4 && std::abs(dy) < 4 : (x + x0) % 4 < 2;
+          for (int k = 0; k < 3; ++k)
+            image.rgb[size_t((y * 16 + x) * 3 + k)] = in ? uint8_t(128 + (r.z >> (8 * k)) % 128) : uint8_t(20);
+        }
+      }
+      char name[32];
+      std::snprintf(name, sizeof name, "%04u.png", i);
+      write_png(folder / names[c] / name, image);
+    }
+  }
+}
+
+double first_and_last_loss(const fs::path& log, const char* key, double* last) {
+  std::ifstream in(log);
+  double first = NAN;
+  for (std::string line; std::getline(in, line);) {
+    const Json j = Json::parse(line);
+    if (j.at("kind") != "train" || !j.contains(key)) continue;
+    *last = j.at(key).get<double>();
+    if (std::isnan(first)) first = *last;
+  }
+  return first;
+}
+
+const char* const kSmallGenerator =
+    " --set batch_size=16 --set model.width=32 --set model.depth=2 --set model.heads=2 --set mask_law=mixed"
+    " --set optimizer.learning_rate=0.003 --set optimizer.warmup=5 --set loop.log_every=10";
+
+class Shapes : public ::testing::Test {
+ protected:
+  // Trained once for all tests of the fixture.
+  static void SetUpTestSuite() {
+    dir_ = new TempDir;
+    make_shapes(*dir_ / "shapes", 40);
+    const std::string d = dir_->path().string();
+    const std::string classifier =
+        "train classifier --quiet --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
+        " --set model.blocks=[1,1] --set model.stem_width=8 --set batch_size=16 --set loop.steps=30 ";
+    expect_ok(classifier + "--out " + d + "/features");
+    expect_ok(classifier + "--set role=measure --seed 5 -m " + d + "/features/model --out " + d + "/measure");
+    expect_ok("train tokenizer --quiet --data " + d + "/shapes -m " + d + "/measure/model --out " + d + "/tokenizer" +
+              " --set model.image_size=16 --set model.channels=16 --set model.channel_multipliers=[1,2]"
+              " --set model.residual_blocks=1 --set model.latent_channels=8 --set model.codes=32 --set model.unshuffle=2"
+              " --set model.normalize_codes=true --set batch_size=16 --set gan.start=20 --set gan.width=8"
+              " --set optimizer.learning_rate=0.003 --set optimizer.warmup=5 --set loop.steps=40 --set loop.log_every=10");
+    expect_ok("tokenize encode --quiet -m " + d + "/tokenizer/model --data " + d + "/shapes -o " + d + "/tokens.safetensors");
+    expect_ok("train generator --quiet --data " + d + "/tokens.safetensors -m " + d + "/tokenizer/model --out " + d +
+              "/generator --set loop.steps=60" + kSmallGenerator);
+  }
+  static void TearDownTestSuite() {
+    delete dir_;
+    dir_ = nullptr;
+  }
+  static void expect_ok(const std::string& arguments) {
+    const auto outcome = adanat_run(*dir_, arguments);
+    ASSERT_EQ(outcome.status, 0) << arguments << "\n" << outcome.err;
+  }
+  static std::string path(const std::string& name) { return (*dir_ / name).string(); }
+  static std::string model() { return path("generator/model"); }
+
+  static TempDir* dir_;
+};
+TempDir* Shapes::dir_ = nullptr;
+
+TEST_F(Shapes, LossesFall) {
+  double last = 0;
+  const double tokenizer = first_and_last_loss(path("tokenizer/log.jsonl"), "l1", &last);
+  EXPECT_LT(last, 0.8 * tokenizer);
+  const double generator = first_and_last_loss(path("generator/log.jsonl"), "loss", &last);
+  EXPECT_LT(last, 0.9 * generator);
+}
+
+TEST_F(Shapes, RunFoldersHoldWhatTheyPromise) {
+  for (const char* name : {"config.json", "log.jsonl", "samples", "checkpoints/step-60", "model/config.json"})
+    EXPECT_TRUE(fs::exists(path(std::string("generator/") + name))) << name;
+  for (const char* name : {"tokenizer", "generator", "features", "measure"})
+    EXPECT_TRUE(fs::exists(model() + "/" + name + ".safetensors")) << name;
+  EXPECT_EQ(adanat_run(*dir_, "info --verify " + model()).status, 0);
+}
+
+TEST_F(Shapes, GeneratesEveryKindOfOutput) {
+  expect_ok("generate -m " + model() + " -o " + path("grid.png") + " -n 6 --steps 4 --json");
+  const Image grid = read_image(path("grid.png"));
+  EXPECT_EQ(grid.width, 3 * 16 + 2 * 2);
+  EXPECT_EQ(grid.height, 2 * 16 + 2);
+  expect_ok("generate -m " + model() + " -o " + path("many/") + " -n 5 -c stripes,0 --steps 3 --schedule halton -b 2" +
+            " --save-tokens " + path("t.safetensors") + " --trace " + path("t.json") + " --preview " + path("preview"));
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(fs::exists(path("many/0000" + std::to_string(i) + ".png"))) << i;
+  EXPECT_TRUE(fs::exists(path("preview/00004-step03.png")));
+  const Json trace = read_json_file(path("t.json"));
+  EXPECT_EQ(trace.at("steps"), 3);
+  ASSERT_EQ(trace.at("samples").size(), 5u);
+  EXPECT_EQ(trace["samples"][0]["class"], 2);
+  EXPECT_EQ(trace["samples"][1]["class"], 0);
+  EXPECT_EQ(trace["samples"][4]["revealed"][2], 16);
+  EXPECT_EQ(trace["samples"][4]["actions"].size(), 3u);
+  const TensorMap saved = read_tensors(path("t.safetensors"));
+  EXPECT_EQ(saved.at("tokens").sizes(), (std::vector<int64_t>{5, 16}));
+  EXPECT_EQ(saved.at("steps").sizes(), (std::vector<int64_t>{3, 5, 16}));
+  expect_ok("tokenize decode -m " + model() + " -i " + path("t.safetensors") + " -o " + path("decoded"));
+  EXPECT_EQ(read_image(path("decoded/00003.png")).rgb, read_image(path("many/00003.png")).rgb);
+}
+
+TEST_F(Shapes, ASeedIsAnImageAcrossCommands) {
+  const std::string common = "generate --quiet -m " + model() + " --steps 4 -s 9 -c 1 ";
+  expect_ok(common + "-o " + path("a/") + " -n 6 -b 6");
+  expect_ok(common + "-o " + path("b/") + " -n 1 --first-index 4 -b 1");
+  EXPECT_EQ(read_image(path("a/00004.png")).rgb, read_image(path("b/00004.png")).rgb);
+  const auto text = read_png_text(path("a/00004.png"));
+  ASSERT_EQ(text.size(), 1u);
+  EXPECT_EQ(text[0].first, "parameters");
+  const std::string& value = text[0].second;
+  EXPECT_NE(value.find("square\nSteps: 4, Sampler: cosine"), std::string::npos) << value;
+  const Json j = Json::parse(value.substr(value.rfind('\n') + 1));
+  EXPECT_EQ(j.at("seed"), 9);
+  EXPECT_EQ(j.at("index"), 4);
+}
+
+TEST_F(Shapes, MeasuresWithItsOwnNetwork) {
+  const auto outcome = adanat_run(*dir_, "eval --quiet -m " + model() + " --count 60 --steps 2 --repeats 2 --reference " + path("shapes"));
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const Json j = Json::parse(outcome.out);
+  EXPECT_EQ(j.at("protocol"), "classifier");
+  EXPECT_EQ(j.at("count"), 60);
+  EXPECT_EQ(j.at("metrics").at("fd").at("values").size(), 2u);
+  EXPECT_FALSE(j.at("metrics").contains("fid"));
+  // A set against itself.
+  const auto self = adanat_run(*dir_, "eval --quiet -m " + model() + " --images " + path("shapes") + " --reference " + path("shapes"));
+  EXPECT_NEAR(Json::parse(self.out)["metrics"]["fd"]["value"].get<double>(), 0, 1e-4);
+  const auto tokenizer = adanat_run(*dir_, "eval --quiet --tokenizer -m " + model() + " --reference " + path("shapes"));
+  EXPECT_GT(Json::parse(tokenizer.out)["metrics"]["psnr"]["value"].get<double>(), 5);
+}
+
+TEST_F(Shapes, StopsOnSigtermAndResumesToTheSameBits) {
+  const std::string base = "train generator --quiet -t 1 --data " + path("tokens.safetensors") + " -m " +
+                           path("tokenizer/model") + kSmallGenerator + " --set loop.checkpoint_every=20 --set loop.steps=";
+  expect_ok(base + "40 --out " + path("whole"));
+  // The learning-rate law is constant after the warm-up, so a run of 20 and its continuation are the run of 40.
+  expect_ok(base + "20 --out " + path("parts"));
+  expect_ok(base + "40 --resume --out " + path("parts"));
+  const TensorMap a = read_tensors(path("whole/checkpoints/step-40/state.safetensors"));
+  const TensorMap b = read_tensors(path("parts/checkpoints/step-40/state.safetensors"));
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
+  // A signal: status 143, a checkpoint, a usable model.
+  const auto stopped = adanat_run(*dir_, "--version && timeout -s TERM 6 " + std::string(ADANAT_BINARY) + " " + base +
+                                             "100000 --out " + path("stopped"));
+  EXPECT_EQ(stopped.status, 124) << stopped.err;  // timeout's own status once its child has gone
+  EXPECT_TRUE(fs::exists(path("stopped/model/generator.safetensors")));
+  EXPECT_NE(stopped.err.find("stopped by signal 15"), std::string::npos) << stopped.err;
+}
+
+TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
+  const std::string g = "generate -m " + model() + " -o " + path("x.png") + " ";
+  const auto expect = [&](const std::string& arguments, const std::string& part) {
+    EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, arguments), 2, part)) << arguments;
+  };
+  expect(g + "--steps 0", "--steps");
+  expect(g + "-c square_", "close ones: square");
+  expect(g + "-c 3", "ids are 0 to 2");
+  expect(g + "--count 0", "--count");
+  expect(g + "--schedule adaptive", "no policy");
+  expect(g + "--schedule nonsense", "--schedule");
+  expect(g + "--schedule /nonexistent.json", "cannot be read");
+  expect(g + "--grid 1x1 -n 2", "cells");
+  expect(g + "--guidance -1", "guidance");
+  expect(g + "--device tpu", "--device");
+  expect(g + "--nonsense", "nonsense");
+  expect("generate -o x.png", "--model");
+  expect("generate -m " + path("nosuch") + " -o x.png", "no such folder");
+  expect("generate -m " + model() + " -o /nonexistent-folder-x/\\0/x.png", "--output");
+  expect("generate -m " + model() + " -o " + path("shapes") + "/disc/0000.png/x.png", "--output");
+  expect("nonsense", "nonsense");
+  expect("", "subcommand");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("generator"), "--resume");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set model.widht=3", "unknown key \"model.widht\"");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set batch_size=1.5", "batch_size must be an integer");
+  EXPECT_FALSE(fs::exists(path("new")));
+  EXPECT_FALSE(fs::exists(path("x.png")));
+  for (const char* help : {"--help", "generate --help", "train --help", "train generator -h", "eval -h", "tokenize encode -h", "info -h", "--version"})
+    EXPECT_EQ(adanat_run(*dir_, help).status, 0) << help;
+}
+
+TEST_F(Shapes, DamagedModelsAreExplained) {
+  const auto damaged = [&](const std::string& name, auto change) {
+    const std::string copy = path("damaged-" + name);
+    fs::copy(model(), copy);
+    change(fs::path(copy));
+    return adanat_run(*dir_, "generate -m " + copy + " -o " + path("y.png"));
+  };
+  EXPECT_TRUE(is_one_line_error(damaged("format", [](fs::path p) {
+    Json j = read_json_file(p / "config.json");
+    j["format"] = 2;
+    std::ofstream(p / "config.json") << j;
+  }), 2, "format 2, this program reads up to 1"));
+  EXPECT_TRUE(is_one_line_error(damaged("key", [](fs::path p) {
+    Json j = read_json_file(p / "config.json");
+    j["colour"] = 2;
+    std::ofstream(p / "config.json") << j;
+  }), 2, "unknown key \"colour\""));
+  EXPECT_TRUE(is_one_line_error(damaged("cut", [](fs::path p) {
+    fs::resize_file(p / "generator.safetensors", fs::file_size(p / "generator.safetensors") - 10);
+  }), 2, "generator.safetensors"));
+  EXPECT_TRUE(is_one_line_error(damaged("none", [](fs::path p) { fs::remove(p / "tokenizer.safetensors"); }), 2,
+                                "tokenizer.safetensors"));
+  EXPECT_FALSE(fs::exists(path("y.png")));
+}
+
+TEST_F(Shapes, BrokenImagesAreSkippedAndCounted) {
+  fs::copy(path("shapes"), path("mixed"), fs::copy_options::recursive);
+  std::ofstream(path("mixed/disc/zz.png")) << "no image";
+  std::ofstream(path("mixed/disc/zzz.txt")) << "notes";
+  const auto encoded = adanat_run(*dir_, "tokenize encode -m " + model() + " --data " + path("mixed") + " -o " + path("m.safetensors"));
+  EXPECT_EQ(encoded.status, 0);
+  EXPECT_NE(encoded.err.find("2 images of"), std::string::npos) << encoded.err;
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "eval -m " + model() + " --images " + path("mixed") + " --reference " + path("shapes")), 2, "zz.png"));
+  fs::create_directories(path("bad/a"));
+  std::ofstream(path("bad/a/x.png")) << "no image";
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "tokenize encode -m " + model() + " --data " + path("bad") + " -o " + path("n.safetensors")), 2, "none of its images"));
+  EXPECT_FALSE(fs::exists(path("n.safetensors")));
+}
+
+// A minute on real digits: what a user's first run looks like.
+TEST(Digits, TrainsForAMinuteAndDraws) {
+  ADANAT_NEEDS_DATA();
+  const TempDir dir;
+  const std::string d = dir.path().string(), mnist = testing::shared_data().string() + "/mnist";
+  const std::string configs = std::string(ADANAT_SOURCE_DIR) + "/configs/mnist/";
+  const auto ok = [&](const std::string& arguments) {
+    const auto outcome = adanat_run(dir, arguments);
+    ASSERT_EQ(outcome.status, 0) << arguments << "\n" << outcome.err;
+  };
+  ok("train classifier --quiet --config " + configs + "features.json --data " + mnist + "@:9000 --set loop.steps=60 --out " + d + "/features");
+  ok("train tokenizer --quiet --config " + configs + "tokenizer.json --data " + mnist + "@:9000 -m " + d +
+     "/features/model --out " + d + "/tokenizer --set loop.steps=120 --set gan.start=100 --set evaluate_images=100 --set loop.log_every=20");
+  ok("tokenize encode --quiet -m " + d + "/tokenizer/model --data " + mnist + "@:9000 -o " + d + "/tokens.safetensors");
+  ok("train generator --quiet --config " + configs + "generator.json --data " + d + "/tokens.safetensors -m " + d +
+     "/tokenizer/model --out " + d + "/generator --set loop.steps=120 --set loop.log_every=20 --set optimizer.warmup=20");
+  double last = 0;
+  EXPECT_LT(0, first_and_last_loss(dir / "tokenizer/log.jsonl", "l1", &last));
+  EXPECT_LT(last, 0.7 * first_and_last_loss(dir / "tokenizer/log.jsonl", "l1", &last));
+  EXPECT_LT(last, first_and_last_loss(dir / "generator/log.jsonl", "loss", &last));
+  ok("generate --quiet -m " + d + "/generator/model -o " + d + "/digits.png -n 20");
+  EXPECT_EQ(read_image(dir / "digits.png").width, 5 * 28 + 4 * 2);
+}
+
+}  // namespace
+}  // namespace adanat

@@ -1,0 +1,88 @@
+#include "apps/pipeline/model_folder.h"
+
+#include <ATen/ATen.h>
+
+#include <fstream>
+
+#include "apps/pipeline/pipeline.h"
+#include "core/generator/generator_recipe.h"
+#include "core/nn/module_state.h"
+#include "support/support.h"
+
+namespace adanat {
+namespace {
+
+namespace fs = std::filesystem;
+
+void write_small_model(const fs::path& folder) {
+  fs::create_directories(folder);
+  TokenizerConfig tokenizer_config;
+  tokenizer_config.image_size = 16, tokenizer_config.channels = 8, tokenizer_config.channel_multipliers = {1, 1, 1};
+  tokenizer_config.residual_blocks = 1, tokenizer_config.latent_channels = 4, tokenizer_config.codes = 32;
+  Tokenizer tokenizer(tokenizer_config);
+  save_tokenizer(folder / "tokenizer.safetensors", *tokenizer);
+  const GeneratorConfig config{.width = 32, .depth = 2, .heads = 2, .codes = 32, .grid_height = 4, .grid_width = 4,
+                               .condition = "class", .classes = 3};
+  Generator generator(config);
+  write_generator(folder / "generator.safetensors", config, module_state(*generator));
+  write_model_config(folder, {.name = "small", .image_size = 16, .class_names = {"cat", "dog", "fox"}});
+}
+
+TEST(ModelFolder, RoundTripsAndVerifies) {
+  const testing::TempDir dir;
+  write_small_model(dir / "m");
+  const ModelConfig config = read_model_config(dir / "m");
+  EXPECT_EQ(config.name, "small");
+  EXPECT_EQ(config.generator->width, 32);
+  EXPECT_EQ(config.tokenizer->codes, 32);
+  EXPECT_TRUE(verify_model(dir / "m", config).empty());
+  std::ofstream(dir / "m/generator.safetensors", std::ios::app) << "x";
+  ASSERT_EQ(verify_model(dir / "m", config).size(), 1u);
+  EXPECT_NE(verify_model(dir / "m", config)[0].find("generator.safetensors"), std::string::npos);
+}
+
+TEST(ModelFolder, ClassesByNameOrNumber) {
+  ModelConfig config;
+  config.class_names = {"cat", "dog", "7"};
+  EXPECT_EQ(class_id(config, "dog"), 1);
+  EXPECT_EQ(class_id(config, "0"), 0);
+  EXPECT_THROW(class_id(config, "7"), InputError);  // an integer is always an id
+  try {
+    class_id(config, "dig");
+    FAIL();
+  } catch (const InputError& e) {
+    EXPECT_NE(std::string(e.what()).find("close ones: dog"), std::string::npos) << e.what();
+  }
+}
+
+TEST(Pipeline, GeneratesTheSameInAnyBatch) {
+  const testing::TempDir dir;
+  write_small_model(dir / "m");
+  Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
+  const auto schedule = pipeline.schedule("cosine", 3, {});
+  const BatchResult both = pipeline.generate({{0, 1}, 5, 10}, *schedule);
+  const BatchResult second = pipeline.generate({{1}, 5, 11}, *schedule);
+  EXPECT_TRUE(at::equal(both.tokens[1], second.tokens[0]));
+  EXPECT_EQ(both.images.sizes(), (std::vector<int64_t>{2, 3, 16, 16}));
+  EXPECT_THROW(pipeline.schedule("adaptive", 3, {}), InputError);
+  EXPECT_EQ(pipeline.schedule("", 0, {})->steps(), pipeline.config().sampling.steps);
+}
+
+TEST(Grid, PlacesImagesInReadingOrder) {
+  at::Tensor images = at::zeros({3, 3, 2, 2}, at::kByte);
+  for (int64_t i = 0; i < 3; ++i) images[i].fill_(10 * (i + 1));
+  const Image grid = make_grid(images, 2, 2, 1);
+  EXPECT_EQ(grid.width, 5);
+  EXPECT_EQ(grid.height, 5);
+  const auto at_pixel = [&](int x, int y) { return int(grid.rgb[size_t((y * 5 + x) * 3)]); };
+  EXPECT_EQ(at_pixel(0, 0), 10);
+  EXPECT_EQ(at_pixel(3, 0), 20);
+  EXPECT_EQ(at_pixel(0, 3), 30);
+  EXPECT_EQ(at_pixel(2, 2), 255);  // the gap
+  EXPECT_EQ(at_pixel(4, 4), 255);  // the unused cell
+  EXPECT_EQ(grid_shape(43), (std::pair<int64_t, int64_t>{7, 7}));
+  EXPECT_EQ(grid_shape(6), (std::pair<int64_t, int64_t>{2, 3}));
+}
+
+}  // namespace
+}  // namespace adanat

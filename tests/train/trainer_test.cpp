@@ -1,0 +1,318 @@
+#include "core/train/trainer.h"
+
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/zeros.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <functional>
+#include <limits>
+
+#include "core/base/interrupt.h"
+#include "core/base/log.h"
+#include "core/io/atomic_file.h"
+#include "core/train/ema.h"
+#include "core/train/optimizer.h"
+#include "support/support.h"
+
+namespace adanat {
+namespace {
+namespace fs = std::filesystem;
+using testing::TempDir;
+
+struct ToyConfig {
+  int64_t width = 6;
+  double noise = 0.1;
+  OptimizerConfig optimizer{.learning_rate = 0.01, .warmup = 2};
+  LoopConfig loop{.steps = 10, .log_every = 1, .checkpoint_every = 0};
+  static constexpr auto fields() {
+    return std::tuple{field("width", &ToyConfig::width, ""), field("noise", &ToyConfig::noise, ""),
+                      field("optimizer", &ToyConfig::optimizer, ""), field("loop", &ToyConfig::loop, "")};
+  }
+  void validate() const {}
+};
+
+// Fits a vector to noisy measurements; the noise comes from torch's default generator, whose state the loop must keep.
+class ToyRecipe : public Recipe {
+ public:
+  explicit ToyRecipe(ToyConfig config = {}) : config_(config), weights_(at::randn({config.width})) {
+    weights_.requires_grad_();
+    optimizer_ = std::make_unique<Optimizer>(NamedTensors{{"w", weights_}}, config_.optimizer);
+    ema_ = std::make_unique<Ema>(NamedTensors{{"w", weights_}}, EmaConfig{});
+  }
+  std::string name() const override { return "toy"; }
+  Json config() const override { return config_to_json(config_); }
+  const LoopConfig& loop() const override { return config_.loop; }
+  StepReport step(int64_t step) override {
+    steps_seen.push_back(step);
+    if (before_step) before_step(step);
+    const at::Tensor loss = (weights_ - config_.noise * at::randn({config_.width})).square().sum();
+    loss.backward();
+    optimizer_->step(learning_rate_at(config_.optimizer, step, config_.loop.steps));
+    ema_->update(step);
+    const double shown = step == nan_at ? std::numeric_limits<double>::quiet_NaN() : loss.item<double>();
+    return {{{"loss", at::scalar_tensor(shown)}}, 1};
+  }
+  Scalars evaluate() override { return {{"size", weights_.detach().square().sum().item<double>()}}; }
+  std::vector<NamedImage> samples() override { return {{"samples", Image{1, 1, {1, 2, 3}}}}; }
+  void save(TensorMap& out) const override {
+    out["w"] = weights_.detach();
+    if (ballast > 0) out["ballast"] = at::zeros({ballast});
+    optimizer_->save(out, "optimizer.");
+    ema_->save(out, "ema.");
+  }
+  void load(const TensorMap& in, const std::string& where) override {
+    weights_.detach().copy_(in.at("w"));
+    optimizer_->load(in, "optimizer.", where);
+    ema_->load(in, "ema.", where);
+  }
+  void write_model(const fs::path& folder) override { write_tensors(folder / "toy.safetensors", {{"w", weights_}}); }
+
+  std::vector<int64_t> steps_seen;
+  std::function<void(int64_t)> before_step;
+  int64_t nan_at = -1, ballast = 0;
+
+ private:
+  ToyConfig config_;
+  at::Tensor weights_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<Ema> ema_;
+};
+
+TensorMap state_of(const fs::path& checkpoint) {
+  TensorMap out;
+  for (const auto& [name, tensor] : read_tensors(checkpoint / "state.safetensors")) out[name] = tensor.clone();
+  return out;
+}
+
+std::vector<std::string> names_in(const fs::path& folder) {
+  std::vector<std::string> out;
+  if (fs::exists(folder))
+    for (const auto& entry : fs::directory_iterator(folder)) out.push_back(entry.path().filename().string());
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+template <class E, class F>
+std::string message_of(F run) {
+  try {
+    run();
+  } catch (const E& e) {
+    return e.what();
+  }
+  return "nothing of this type was thrown";
+}
+
+class Trainer : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    set_quiet(true);
+    at::manual_seed(7);
+  }
+  TempDir dir_;
+  const fs::path out_ = dir_ / "out";
+};
+
+TEST_F(Trainer, TenStepsAreFiveStopAndFive) {
+  ToyRecipe whole;
+  run_training(whole, dir_ / "whole", false);
+
+  at::manual_seed(7);
+  ToyConfig half;
+  half.loop.steps = 5;
+  ToyRecipe first(half);
+  run_training(first, out_, false);
+  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-5");
+  at::manual_seed(99);  // another process: weights and noise must come from the checkpoint
+  ToyRecipe second;
+  run_training(second, out_, true);
+  EXPECT_EQ(second.steps_seen, (std::vector<int64_t>{5, 6, 7, 8, 9}));
+
+  const TensorMap a = state_of(dir_ / "whole" / "checkpoints" / "step-10"), b = state_of(newest_checkpoint(out_));
+  ASSERT_EQ(a.size(), b.size());
+  EXPECT_GE(a.size(), 6u) << "weights, two moments, count, average, random state";
+  for (const auto& [name, tensor] : a) {
+    ASSERT_TRUE(b.contains(name)) << name;
+    EXPECT_CLOSE(b.at(name), tensor, 0) << name;
+  }
+}
+
+TEST_F(Trainer, LayoutOfTheFolder) {
+  ToyRecipe recipe;
+  run_training(recipe, out_, false, {{"device", "cpu"}});
+  Json stored = recipe.config();
+  stored["run"] = {{"device", "cpu"}};
+  EXPECT_EQ(read_json_file((out_ / "config.json").string()), stored);
+  EXPECT_EQ(names_in(out_ / "checkpoints"), std::vector<std::string>{"step-10"});
+  EXPECT_EQ(names_in(out_ / "model"), std::vector<std::string>{"toy.safetensors"});
+  EXPECT_EQ(names_in(out_ / "samples"), std::vector<std::string>{"samples-00000010.png"});
+  std::istringstream log(read_file(out_ / "log.jsonl"));
+  std::vector<std::string> kinds;
+  for (std::string line; std::getline(log, line);) kinds.push_back(Json::parse(line)["kind"]);
+  EXPECT_EQ(kinds.size(), 11u);
+  EXPECT_EQ(kinds.back(), "evaluate");
+}
+
+TEST_F(Trainer, RefusesAFolderThatHoldsARun) {
+  ToyRecipe first, second;
+  run_training(first, out_, false);
+  const std::string message = message_of<InputError>([&] { run_training(second, out_, false); });
+  EXPECT_NE(message.find(out_.string()), std::string::npos) << message;
+  EXPECT_NE(message.find("--resume"), std::string::npos) << message;
+  EXPECT_TRUE(second.steps_seen.empty());
+}
+
+TEST_F(Trainer, ResumeWithAnotherConfigNamesTheKey) {
+  ToyConfig config;
+  config.loop.steps = 3;
+  ToyRecipe first(config);
+  run_training(first, out_, false);
+  const std::string stored = read_file(out_ / "config.json");
+  config.optimizer.learning_rate = 0.02;
+  ToyRecipe other(config);
+  const std::string message = message_of<InputError>([&] { run_training(other, out_, true); });
+  EXPECT_NE(message.find("optimizer.learning_rate"), std::string::npos) << message;
+  EXPECT_TRUE(other.steps_seen.empty());
+  EXPECT_EQ(read_file(out_ / "config.json"), stored);
+  // The loop's own numbers may change: the run is made longer.
+  config = {};
+  config.loop.steps = 4;
+  ToyRecipe longer(config);
+  run_training(longer, out_, true);
+  EXPECT_EQ(longer.steps_seen, std::vector<int64_t>{3});
+}
+
+TEST_F(Trainer, ResumeWithoutACheckpointBegins) {
+  ToyRecipe recipe;
+  run_training(recipe, out_, true);
+  EXPECT_EQ(recipe.steps_seen.size(), 10u);
+}
+
+TEST_F(Trainer, NotANumberEndsTheRunAndSparesTheCheckpoint) {
+  ToyConfig config;
+  config.loop.checkpoint_every = 4;
+  ToyRecipe recipe(config);
+  recipe.nan_at = 6;
+  const std::string message = message_of<RunError>([&] { run_training(recipe, out_, false); });
+  EXPECT_NE(message.find("loss"), std::string::npos) << message;
+  EXPECT_NE(message.find("step 7"), std::string::npos) << message;
+  EXPECT_EQ(names_in(out_ / "checkpoints"), std::vector<std::string>{"step-4"});
+  at::manual_seed(7);
+  ToyRecipe again(config);
+  run_training(again, out_, true);
+  EXPECT_EQ(again.steps_seen.front(), 4);
+}
+
+TEST_F(Trainer, KeepsTheNewestCheckpoints) {
+  ToyConfig config;
+  config.loop.checkpoint_every = 2;
+  config.loop.keep_checkpoints = 3;
+  ToyRecipe recipe(config);
+  run_training(recipe, out_, false);
+  EXPECT_EQ(names_in(out_ / "checkpoints"), (std::vector<std::string>{"step-10", "step-6", "step-8"}));
+  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-10") << "by number, not by name";
+}
+
+TEST_F(Trainer, HalfWrittenCheckpointsAreNotTaken) {
+  ToyConfig config;
+  config.loop.steps = 4;
+  ToyRecipe recipe(config);
+  run_training(recipe, out_, false);
+  fs::create_directories(out_ / "checkpoints" / "step-9");
+  fs::create_directories(out_ / "checkpoints" / "step-8.tmp");
+  write_file_atomic(out_ / "checkpoints" / "step-8.tmp" / "state.safetensors", "half");
+  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-4");
+}
+
+TEST_F(Trainer, CheckpointOfAnotherRecipe) {
+  ToyConfig config;
+  config.loop.steps = 2;
+  ToyRecipe recipe(config);
+  run_training(recipe, out_, false);
+  const fs::path file = newest_checkpoint(out_) / "state.safetensors";
+  Metadata metadata;
+  TensorMap tensors = state_of(newest_checkpoint(out_));
+  write_tensors(file, tensors, {{"recipe", "tokenizer"}, {"step", "2"}});
+  const std::string message = message_of<InputError>([&] { run_training(recipe, out_, true); });
+  EXPECT_NE(message.find("tokenizer"), std::string::npos) << message;
+  EXPECT_NE(message.find(file.string()), std::string::npos) << message;
+}
+
+// The flag that a signal sets is the process's own and is never cleared: each case runs in a child.
+template <class F>
+int status_of_child(F run) {
+  const pid_t child = fork();
+  if (child == 0) {
+    int code = 99;
+    try {
+      code = run();
+    } catch (...) {
+    }
+    _exit(code);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+TEST_F(Trainer, SignalSavesAndLeaves) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    const fs::path out = dir_ / cat("out", signal);
+    const int status = status_of_child([&] {
+      install_interrupt_handlers();
+      ToyConfig config;
+      config.loop.checkpoint_every = 2;
+      ToyRecipe recipe(config);
+      recipe.before_step = [&](int64_t step) {
+        if (step == 2) std::raise(signal);
+      };
+      try {
+        run_training(recipe, out, false);
+      } catch (const Interrupted& e) {
+        return e.exit_code();
+      }
+      return 98;
+    });
+    EXPECT_EQ(status, 128 + signal);
+    EXPECT_EQ(newest_checkpoint(out).filename(), "step-3") << "the update under way was finished and saved";
+    EXPECT_TRUE(fs::exists(out / "model" / "toy.safetensors"));
+    ToyConfig config;
+    config.loop.checkpoint_every = 2;
+    ToyRecipe recipe(config);
+    run_training(recipe, out, true);
+    EXPECT_EQ(recipe.steps_seen.front(), 3);
+  }
+}
+
+TEST_F(Trainer, FullDisk) {
+  const fs::path disk = dir_ / "disk";
+  fs::create_directories(disk);
+  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=2m") != 0) GTEST_SKIP() << "skipped: may not mount a tmpfs";
+  struct Unmount {
+    const fs::path& path;
+    ~Unmount() { ::umount2(path.c_str(), MNT_DETACH); }
+  } unmount{disk};
+  const fs::path out = disk / "out";
+  ToyConfig config;
+  config.loop.checkpoint_every = 2;
+  ToyRecipe recipe(config);
+  recipe.before_step = [&](int64_t step) {
+    if (step == 3) recipe.ballast = 1 << 20;  // the second checkpoint would be 4 MiB
+  };
+  const std::string message = message_of<RunError>([&] { run_training(recipe, out, false); });
+  EXPECT_NE(message.find("state.safetensors"), std::string::npos) << message;
+  EXPECT_NE(message.find("no space left"), std::string::npos) << message;
+  EXPECT_EQ(message.find('\n'), std::string::npos) << "one line";
+  EXPECT_EQ(names_in(out / "checkpoints"), std::vector<std::string>{"step-2"}) << "no half-written folder";
+  ToyRecipe again(config);
+  run_training(again, out, true);
+  EXPECT_EQ(again.steps_seen.front(), 2) << "the older checkpoint is whole";
+}
+
+}  // namespace
+}  // namespace adanat
