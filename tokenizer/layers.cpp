@@ -33,7 +33,8 @@ at::Tensor NormImpl::forward(const at::Tensor& x) const { return at::group_norm(
 void choose_layout(torch::nn::Module& module) {
   const at::NoGradGuard no_grad;
   for (at::Tensor& parameter : module.parameters())
-    if (parameter.dim() == 4 && parameter.is_cuda()) parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
+    if (parameter.dim() == 4 && parameter.is_cuda())
+      parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
 }
 
 }  // namespace adanat::vqgan

@@ -76,8 +76,9 @@ class Autocast {
 };
 
 at::Tensor gradient(const at::Tensor& of, const at::Tensor& at, const at::Tensor& upstream, bool keep_graph) {
-  return torch::autograd::grad({of}, {at}, upstream.defined() ? std::vector<at::Tensor>{upstream} : std::vector<at::Tensor>{},
-                               keep_graph)[0];
+  std::vector<at::Tensor> upstreams;
+  if (upstream.defined()) upstreams.push_back(upstream);
+  return torch::autograd::grad({of}, {at}, upstreams, keep_graph)[0];
 }
 
 at::ScalarType store_type(const std::string& name) {

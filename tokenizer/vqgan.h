@@ -108,7 +108,8 @@ class TokenizerImpl : public torch::nn::Module {
   // type -> (B, C, S/f, S/f). InputError unless square, with 3 channels and a side that f divides (the side need not be
   // config().image_size).
   at::Tensor latents(const at::Tensor& images) const;
-  // Ids of the nearest codes (compared in float32; not under autocast), ties to the lower id: latents -> (B, N) i64, or images -> (B, N) i64 in [0, V).
+  // Ids in [0, V) of the nearest codes, ties to the lower id: latents -> (B, N) i64, or images -> (B, N) i64. Compared in
+  // float32, and not to be called under autocast.
   at::Tensor quantize_ids(const at::Tensor& latents) const;
   at::Tensor encode(const at::Tensor& images) const;
   // Codes by id, (B, N) integers in [0, V) with N a square -> (B, C, sqrt N, sqrt N). InputError for another shape.

@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <new>
 
 #include "apps/adanat/cli.h"
@@ -50,6 +51,8 @@ int main(int argc, char** argv) {
     return report(1, e.what_without_backtrace());
   } catch (const std::bad_alloc&) {
     return report(1, "out of memory");
+  } catch (const std::filesystem::filesystem_error& e) {
+    return report(1, e.path1().string() + ": " + e.code().message());
   } catch (const std::exception& e) {
     return report(1, e.what());
   }

@@ -64,6 +64,15 @@ std::function<void(const fs::path&)> finish_with(const TrainOptions& o, ModelCon
   };
 }
 
+// "signs" for --out runs/signs, and for runs/signs/generator: a run named after its stage belongs to the folder above.
+std::string model_name(const fs::path& out) {
+  const fs::path absolute = fs::absolute(out).lexically_normal();
+  const std::string name = folder_name(absolute);
+  for (const char* stage : {"features", "measure", "tokenizer", "generator"})
+    if (name == stage) return folder_name(fs::path(absolute / "..").lexically_normal());
+  return name;
+}
+
 // Name, image size and classes of a new folder; sampling defaults come along from -m.
 ModelConfig describe_model(const TrainOptions& o, int64_t image_size, const std::vector<std::string>& class_names) {
   ModelConfig config;
@@ -73,7 +82,7 @@ ModelConfig describe_model(const TrainOptions& o, int64_t image_size, const std:
       throw InputError(cat(o.model, ": its parts are for ", given.image_size, "-pixel images, this run makes ", image_size));
     config.sampling = given.sampling;
   }
-  config.name = folder_name(fs::absolute(o.out));
+  config.name = model_name(o.out);
   config.image_size = image_size;
   config.class_names = class_names;
   return config;

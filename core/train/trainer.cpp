@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <map>
 
 #include "core/base/interrupt.h"
@@ -61,10 +62,11 @@ std::vector<fs::path> checkpoints_in(const fs::path& out) {
   return found;
 }
 
-// A folder appears under its final name only when all of it is on disk; what stood there before goes last.
+// A folder appears under its final name only when all of it is on disk. Where one stood there before, the two change
+// places in one step, so that the name always leads to a whole folder.
 template <class Fill>
 void write_folder(const fs::path& final_name, Fill fill) {
-  const fs::path fresh = final_name.string() + ".tmp", old = final_name.string() + ".old";
+  const fs::path fresh = final_name.string() + ".tmp";
   fs::remove_all(fresh);
   make_folder(fresh);
   try {
@@ -75,11 +77,12 @@ void write_folder(const fs::path& final_name, Fill fill) {
     throw;
   }
   sync_folder(fresh);
-  fs::remove_all(old);
-  if (fs::exists(final_name)) fs::rename(final_name, old);
-  fs::rename(fresh, final_name);
+  if (::renameat2(AT_FDCWD, fresh.c_str(), AT_FDCWD, final_name.c_str(), RENAME_EXCHANGE) != 0) {
+    fs::remove_all(final_name);  // nothing there, or a file system that cannot exchange
+    fs::rename(fresh, final_name);
+  }
   sync_folder(final_name.parent_path());
-  fs::remove_all(old);
+  fs::remove_all(fresh);
 }
 
 void save_checkpoint(const Recipe& recipe, const fs::path& out, int64_t step) {

@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 
 class Bundled : public ::testing::TestWithParam<std::string> {
  protected:
-  std::string folder() const { return std::string(ADANAT_SOURCE_DIR) + "/models/" + GetParam(); }
+  std::string folder() const { return testing::source_dir().string() + "/models/" + GetParam(); }
 };
 
 TEST_P(Bundled, IsWholeAndDrawsEveryClass) {
@@ -48,7 +48,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Bundled, ::testing::Values("mnist", "signs"), [
 
 TEST(BundledModels, StayUnderThirtyMegabytes) {
   uintmax_t bytes = 0;
-  for (const auto& entry : fs::recursive_directory_iterator(std::string(ADANAT_SOURCE_DIR) + "/models"))
+  for (const auto& entry : fs::recursive_directory_iterator(testing::source_dir().string() + "/models"))
     if (entry.is_regular_file()) bytes += entry.file_size();
   EXPECT_LT(bytes, 30'000'000u);
 }

@@ -16,10 +16,16 @@ struct Outcome {
   std::string out, err;
 };
 
+// The program under test: $ADANAT_BINARY (ctest sets it), else the usual build.
+inline std::string binary() {
+  const char* given = std::getenv("ADANAT_BINARY");
+  return given != nullptr ? given : (source_dir() / "build/adanat").string();
+}
+
 // `arguments` is a shell fragment; stdout and stderr are captured in `dir`.
 inline Outcome adanat_run(const TempDir& dir, const std::string& arguments) {
   const std::string out = (dir / "stdout").string(), err = (dir / "stderr").string();
-  const int raw = std::system((std::string(ADANAT_BINARY) + " " + arguments + " >" + out + " 2>" + err).c_str());
+  const int raw = std::system((binary() + " " + arguments + " >" + out + " 2>" + err).c_str());
   const int status = WIFSIGNALED(raw) ? 128 + WTERMSIG(raw) : WEXITSTATUS(raw);
   return {status, read_file(out), read_file(err)};
 }

@@ -1,5 +1,6 @@
 // The whole chain through the real binary: classifier, tokenizer, tokens, generator, images. Once on a procedural
 // image set that the test makes (needs no data), once on real digits.
+#include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -175,7 +176,7 @@ TEST_F(Shapes, StopsOnSigtermAndResumesToTheSameBits) {
   ASSERT_EQ(a.size(), b.size());
   for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
   // A signal: status 143, a checkpoint, a usable model.
-  const auto stopped = adanat_run(*dir_, "--version && timeout -s TERM 6 " + std::string(ADANAT_BINARY) + " " + base +
+  const auto stopped = adanat_run(*dir_, "--version && timeout -s TERM 6 " + testing::binary() + " " + base +
                                              "100000 --out " + path("stopped"));
   EXPECT_EQ(stopped.status, 124) << stopped.err;  // timeout's own status once its child has gone
   EXPECT_TRUE(fs::exists(path("stopped/model/generator.safetensors")));
@@ -257,7 +258,7 @@ TEST(Digits, TrainsForAMinuteAndDraws) {
   ADANAT_NEEDS_DATA();
   const TempDir dir;
   const std::string d = dir.path().string(), mnist = testing::shared_data().string() + "/mnist";
-  const std::string configs = std::string(ADANAT_SOURCE_DIR) + "/configs/mnist/";
+  const std::string configs = testing::source_dir().string() + "/configs/mnist/";
   const auto ok = [&](const std::string& arguments) {
     const auto outcome = adanat_run(dir, arguments);
     ASSERT_EQ(outcome.status, 0) << arguments << "\n" << outcome.err;

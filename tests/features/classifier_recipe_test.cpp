@@ -200,7 +200,7 @@ TEST(OpenHeldOut, RefersToTheFileOfTheTrainingData) {
 TEST(ShippedConfigs, AreValidAndTheTwoRolesDiffer) {
   for (const char* data : {"mnist", "signs"}) {
     const auto read = [&](const std::string& role) {
-      const std::string file = cat(ADANAT_SOURCE_DIR "/configs/", data, "/", role, ".json");
+      const std::string file = cat(testing::source_dir().string(), "/configs/", data, "/", role, ".json");
       const auto config = config_from_json<ClassifierTrainConfig>(read_json_file(file), file);
       EXPECT_EQ(config.role, role) << file;
       EXPECT_EQ(config_from_json<ClassifierTrainConfig>(config_to_json(config), file), config);

@@ -74,7 +74,7 @@ TEST(Transformer, LossAndGradientsMatchReference) {
     EXPECT_TRUE(testing::close(item.value().grad(), it->second, 1e-5)) << item.key();
     ++compared;
   }
-  EXPECT_EQ(compared, 20);
+  EXPECT_EQ(compared, 21);
   const auto norms = nlohmann::json::parse(g.metadata.at("grad_norms"));
   for (const auto& item : net->named_parameters())
     EXPECT_NEAR(item.value().grad().norm().item<double>(), norms.at(item.key()).get<double>(), 1e-4) << item.key();

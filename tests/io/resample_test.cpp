@@ -45,7 +45,7 @@ std::vector<uint8_t> sliced(const Image& image, int stride) {
 
 class Preprocess : public ::testing::Test {
  protected:
-  SafetensorsFile file_ = SafetensorsFile::open(ADANAT_GOLDEN_DIR "/preprocess.safetensors");
+  SafetensorsFile file_ = SafetensorsFile::open(testing::golden_dir() / "preprocess.safetensors");
   std::vector<uint8_t> stored(const std::string& name) const {
     const TensorEntry& entry = file_.at(name);
     const auto* data = reinterpret_cast<const uint8_t*>(file_.data(entry));

@@ -25,7 +25,9 @@ void write_small_model(const fs::path& folder) {
                                .condition = "class", .classes = 3};
   Generator generator(config);
   write_generator(folder / "generator.safetensors", config, module_state(*generator));
-  write_model_config(folder, {.name = "small", .image_size = 16, .class_names = {"cat", "dog", "fox"}});
+  ModelConfig model;
+  model.name = "small", model.image_size = 16, model.class_names = {"cat", "dog", "fox"};
+  write_model_config(folder, model);
 }
 
 TEST(ModelFolder, RoundTripsAndVerifies) {

@@ -33,10 +33,10 @@ TEST(Close, RefusesEverythingElse) {
 }
 
 TEST(Procedural, MatchesTheRecordedRule) {
-  const auto j = nlohmann::json::parse(std::ifstream(std::string(ADANAT_GOLDEN_DIR) + "/procedural.json"));
+  const auto j = nlohmann::json::parse(std::ifstream(golden_dir() / "procedural.json"));
   int checked = 0;
   for (const auto& item : j.at("fill")) {
-    const auto name = item.at("rule_name").get<std::string>();
+    const auto name = item.at("name").get<std::string>();
     const auto shape = item.at("shape").get<std::vector<int64_t>>();
     const at::Tensor value = procedural_weight(name, shape).to(at::kDouble);
     EXPECT_NEAR(value.sum().item<double>(), item.at("sum_f64_of_f32").get<double>(), 1e-9) << name;

@@ -41,12 +41,15 @@ const at::Tensor& Golden::operator[](const std::string& key) const {
   return it->second;
 }
 
+std::filesystem::path source_dir() { return ADANAT_SOURCE_DIR; }
+std::filesystem::path golden_dir() { return source_dir() / "tests/golden/data"; }
+
 const Golden& golden(const std::string& name) {
   static std::map<std::string, Golden> cache;
   auto it = cache.find(name);
   if (it == cache.end()) {
     Golden g;
-    g.tensors = read_tensors(std::filesystem::path(ADANAT_GOLDEN_DIR) / name, &g.metadata);
+    g.tensors = read_tensors(golden_dir() / name, &g.metadata);
     it = cache.emplace(name, std::move(g)).first;
   }
   return it->second;
@@ -135,7 +138,7 @@ std::filesystem::path shared_data() {
   const char* variable = std::getenv("ADANAT_SHARED");
   const std::filesystem::path root =
       variable != nullptr && *variable != 0 ? std::filesystem::path(variable)
-                                            : std::filesystem::path(ADANAT_SOURCE_DIR).parent_path() / "shared";
+                                            : source_dir().parent_path() / "shared";
   return std::filesystem::is_directory(root / "data") ? root / "data" : std::filesystem::path();
 }
 

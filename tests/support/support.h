@@ -20,6 +20,11 @@ namespace adanat::testing {
 
 #define EXPECT_CLOSE(actual, expected, atol) EXPECT_TRUE(::adanat::testing::close(actual, expected, atol))
 
+// The checkout, and its golden files. (Functions, not macros: an absolute path on every compiler line would keep the
+// compiler cache from serving another checkout.)
+std::filesystem::path source_dir();
+std::filesystem::path golden_dir();
+
 // The tensors of tests/golden/data/<name>, read once; `metadata` holds the file's own.
 struct Golden {
   TensorMap tensors;

@@ -243,7 +243,7 @@ TEST(TokenizerRecipe, ConfigIsChecked) {
 // Every shipped config is read, valid, and written back to the same.
 TEST(TokenizerRecipe, ShippedConfigs) {
   for (const char* name : {"mnist", "signs"}) {
-    const std::string path = std::string(ADANAT_SOURCE_DIR) + "/configs/" + name + "/tokenizer.json";
+    const std::string path = testing::source_dir().string() + "/configs/" + name + "/tokenizer.json";
     const auto config = config_from_json<TokenizerTrainConfig>(read_json_file(path), path);
     EXPECT_TRUE(config_from_json<TokenizerTrainConfig>(config_to_json(config), "echo") == config);
     EXPECT_EQ(config.model.factor(), 4);
