@@ -28,6 +28,9 @@ int run(int argc, char** argv) {
   adanat::add_tokenize(app);
   adanat::add_eval(app);
   adanat::add_info(app);
+  const auto is_first = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first).empty())
+    return report(2, std::string(argv[1]) + ": no such command; see adanat --help");
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {  // --help, --version

@@ -179,6 +179,7 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
   command->footer("Config keys:\n" + config_keys + "\nExample:\n  " + example);
   command->callback([o, run] {
     install_interrupt_handlers();
+    check_run_folder(o->out, o->resume);
     run(*o);
   });
 }

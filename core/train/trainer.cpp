@@ -137,9 +137,7 @@ std::string first_difference(const Json& a, const Json& b, const std::string& pa
 }
 
 void prepare_out(const Recipe& recipe, const fs::path& out, bool resume, const Json& run_info) {
-  if (fs::exists(out) && !fs::is_directory(out)) throw InputError(cat(out.string(), ": exists and is not a folder"));
-  if (!resume && fs::exists(out) && !fs::is_empty(out))
-    throw InputError(cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
+  check_run_folder(out, resume);
   make_folder(out);
   const fs::path config_file = out / "config.json";
   if (resume && fs::exists(config_file)) {
@@ -209,6 +207,12 @@ void write_samples(Recipe& recipe, EventLog& log, const fs::path& out, int64_t s
 }
 
 }  // namespace
+
+void check_run_folder(const fs::path& out, bool resume) {
+  if (fs::exists(out) && !fs::is_directory(out)) throw InputError(cat(out.string(), ": exists and is not a folder"));
+  if (!resume && fs::exists(out) && !fs::is_empty(out))
+    throw InputError(cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
+}
 
 fs::path newest_checkpoint(const fs::path& out) {
   const auto all = checkpoints_in(out);

@@ -6,6 +6,10 @@
 
 namespace adanat {
 
+// InputError where `out` is no folder, or holds something and `resume` is off. Commands call it before the long work of
+// reading data; run_training does too.
+void check_run_folder(const std::filesystem::path& out, bool resume);
+
 // Prepares --out: refuses an existing non-empty folder unless `resume`; writes config.json (resolved). On resume the
 // stored config must equal the recipe's except for loop.*, run.* and where
 // the data lies (else InputError naming the first differing key).

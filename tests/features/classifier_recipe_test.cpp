@@ -8,7 +8,6 @@
 
 #include "core/base/log.h"
 #include "core/features/feature_net.h"
-#include "core/io/atomic_file.h"
 #include "core/train/trainer.h"
 #include "support/support.h"
 
@@ -56,7 +55,7 @@ ClassifierTrainConfig toy_config(int64_t steps) {
   config.batch_size = 12;
   config.label_smoothing = 0.05;
   config.model = {.image_size = 16, .widths = {8, 12}, .blocks = {1, 1}, .activation = "relu", .dropout = 0.2};
-  config.augmentation = {.flip = true, .shift = 1.5, .rotate = 5, .scale = 0.1, .brightness = 0.2, .contrast = 0.2};
+  config.augmentation = {.flip = true, .shift = 1.5, .rotate = 5, .scale = 0.1, .brightness = 0.2, .contrast = 0.2, .erase = 3};
   config.optimizer = {.learning_rate = 5e-3, .weight_decay = 0.01, .beta1 = 0.9, .beta2 = 0.99, .warmup = 3};
   config.optimizer.accumulate = 2;
   config.ema = {.decay = 0.9};
@@ -113,7 +112,6 @@ TEST_F(ClassifierRecipe, LearnsAndWritesWhatCanBeRead) {
     EXPECT_TRUE(fs::exists(folder / "measure.safetensors")) << "called after the recipe's own files";
   });
   run_training(*recipe, dir_ / "out", false);
-  std::cout << read_file(dir_ / "out" / "log.jsonl");
   EXPECT_FALSE(told.empty());
   const Scalars measured = recipe->evaluate();
   ASSERT_EQ(measured[0].first, "accuracy");
@@ -156,7 +154,7 @@ TEST_F(ClassifierRecipe, RefusesWhatDoesNotFit) {
 }
 
 TEST(Augment, DependsOnSeedStepAndRowAlone) {
-  const AugmentationConfig config{.shift = 2, .rotate = 10, .scale = 0.2, .brightness = 0.3, .contrast = 0.3};
+  const AugmentationConfig config{.shift = 2, .rotate = 10, .scale = 0.2, .brightness = 0.3, .contrast = 0.3, .erase = 6};
   const at::Tensor images = testing::input_u("augment", {6, 3, 16, 16});
   const at::Tensor whole = augment(images, config, 5, 9, 0);
   EXPECT_CLOSE(augment(images.narrow(0, 2, 3), config, 5, 9, 2), whole.narrow(0, 2, 3), 1e-6);
@@ -186,6 +184,13 @@ TEST(Augment, StaysInItsRange) {
   EXPECT_GE(light.min().item<double>(), 0.5 * 0.6 - 1e-6);
   EXPECT_LE(light.max().item<double>(), 0.5 * 1.4 + 1e-6);
   EXPECT_GT(light.std().item<double>(), 0.08);
+  // At most a square of the given side is painted over.
+  const at::Tensor before = testing::input_u("erase", {200, 3, 16, 16});
+  const at::Tensor changed = augment(before, {.erase = 6}, 1, 0, 0).ne(before);
+  const at::Tensor pixels = changed.any(1).sum({1, 2});
+  EXPECT_LE(pixels.max().item<int64_t>(), 36);
+  EXPECT_GT(pixels.max().item<int64_t>(), 24);
+  EXPECT_TRUE(changed.any(1).equal(changed.all(1))) << "all channels of a pixel";
 }
 
 TEST(OpenHeldOut, RefersToTheFileOfTheTrainingData) {

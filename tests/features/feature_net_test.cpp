@@ -86,6 +86,19 @@ TEST(ClassifierFeatures, FrozenEqualsEvaluationMode) {
   }
 }
 
+TEST(ClassifierFeatures, StemOfItsOwnWidthAtFullSize) {
+  TempDir dir;
+  ClassifierConfig config = small_config();
+  config.stem_stride = 1;
+  config.stem_width = 4;
+  config.halve_first = true;
+  const auto taps = load_feature_net(write_classifier(dir, config))
+                        ->forward(testing::input_u("features_test.images", {1, 3, 20, 20}), {"stem", "stage1", "stage3"});
+  EXPECT_EQ(taps[0].sizes().vec(), (std::vector<int64_t>{1, 4, 20, 20}));
+  EXPECT_EQ(taps[1].sizes().vec(), (std::vector<int64_t>{1, 6, 10, 10}));
+  EXPECT_EQ(taps[2].sizes().vec(), (std::vector<int64_t>{1, 12, 3, 3}));
+}
+
 TEST(ClassifierFeatures, TapsInTheOrderAskedAndRowsAreIndependent) {
   TempDir dir;
   const auto net = load_feature_net(write_classifier(dir, small_config()));
