@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/l1_loss.h>
 #include <ATen/ops/mse_loss.h>
 #include <ATen/ops/ones.h>
@@ -171,7 +172,7 @@ class TokenizerRecipe : public Recipe {
     StepReport report;
     for (int64_t part = 0; part < parts; ++part) {
       const Batch batch = loader_->batch(step * parts + part);
-      micro_step(pixels(batch), with_gan, 1.0 / double(parts), report);
+      micro_step(pixels(batch), step, with_gan, 1.0 / double(parts), report);
       report.images += batch.images.size(0);
     }
     const double rate = learning_rate_at(config_.optimizer, step, config_.loop.steps);
@@ -260,6 +261,17 @@ class TokenizerRecipe : public Recipe {
  private:
   at::Tensor pixels(const Batch& batch) const { return batch.images.to(context_.device).to(at::kFloat) / 255; }
 
+  // A diverged run shows here first: the search for the nearest code refuses what is not finite.
+  Quantized quantize(const at::Tensor& latents, int64_t step) {
+    try {
+      return quantizer_->quantize(latents);
+    } catch (const c10::Error&) {
+      if (at::isfinite(latents).all().item<bool>()) throw;
+      throw RunError(cat("train tokenizer: the encoder's output is not finite at step ", step,
+                         "; lower optimizer.learning_rate or go on from an earlier checkpoint"));
+    }
+  }
+
   // Adds scale * value to what the report holds under this name.
   static void add(StepReport& report, const std::string& name, const at::Tensor& value, double scale) {
     const at::Tensor part = value.detach() * scale;
@@ -276,7 +288,7 @@ class TokenizerRecipe : public Recipe {
   // The image is the only way from the losses to the tokenizer. So each loss is differentiated down to the image alone,
   // the adaptive weight compares the two gradients after one more layer, and a single backward pass carries their sum
   // through decoder and encoder. The discriminator's forward pass over the reconstructions serves its own update too.
-  void micro_step(const at::Tensor& images, bool with_gan, double scale, StepReport& report) {
+  void micro_step(const at::Tensor& images, int64_t step, bool with_gan, double scale, StepReport& report) {
     const bool half = config_.precision == "bfloat16";
     const auto autocast = [&] { return Autocast(half, context_.device.type()); };
     at::Tensor latents, made;
@@ -284,7 +296,7 @@ class TokenizerRecipe : public Recipe {
       const Autocast guard = autocast();
       latents = model_->latents(images);
     }
-    quantized_.push_back(quantizer_->quantize(latents.to(at::kFloat)));  // in float32: nearest codes are close calls
+    quantized_.push_back(quantize(latents.to(at::kFloat), step));  // in float32: nearest codes are close calls
     {
       const Autocast guard = autocast();
       made = model_->decoder->forward(quantized_.back().codes).to(at::kFloat);

@@ -83,7 +83,7 @@ struct TokenizerTrainConfig {
 //
 // step() reports l1, l2 (if weighted), perceptual, codebook, gan_generator, gan_discriminator and gan_weight (the adaptive
 // weight; these three from gan.start on), usage, perplexity, gradient_norm, learning_rate. With optimizer.accumulate > 1
-// the codebook and the discriminator's gradients see every micro-batch.
+// the codebook and the discriminator's gradients see every micro-batch. RunError naming the step if the run has diverged.
 // evaluate() gives psnr, ssim, perceptual, usage, perplexity on held_out with the weights as they are written: averaged
 // (codebook too), rounded to `store`, computed in float32, reconstructions clamped to [0, 1].
 // samples() gives "reconstructions": rows of originals, each above the row of what the tokenizer makes of them; the same

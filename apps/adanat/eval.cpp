@@ -115,6 +115,10 @@ void run_eval(const EvalOptions& o) {
   if (!o.images.empty() && o.count > 0) throw InputError("--count: only for images made by -m DIR, not with --images");
   if (o.model.empty() && o.weights.empty())
     throw InputError("--weights: give a measure.safetensors, or -m DIR with a folder that holds one");
+  if (o.images.empty() && !o.tokenizer && o.count < 2)
+    throw InputError("--count: say how many images to generate, at least 2");
+  if (o.tokenizer && o.model.empty()) throw InputError("--tokenizer: give -m DIR with the tokenizer");
+  if (o.tokenizer && o.count > 0) throw InputError("--count: reconstructions are made of all images; leave it out");
   const auto metrics = parse_metrics(o.metrics);
   const fs::path weights = o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
   if (!fs::exists(weights)) throw InputError(cat(weights.string(), ": no such file; give --weights"));
@@ -136,7 +140,6 @@ void run_eval(const EvalOptions& o) {
   int64_t count = 0;
   Json extra = Json::object();
   if (o.tokenizer) {
-    if (o.model.empty()) throw InputError("--tokenizer: give -m DIR with the tokenizer");
     Tokenizer tokenizer = open_tokenizer(o.model, *config, device);
     MeasuredSet set(*net, metrics.contains("kd"));
     CodeHistogram codes(config->tokenizer->codes);
@@ -166,7 +169,6 @@ void run_eval(const EvalOptions& o) {
     count = set.count();
     runs.push_back(compare(set, reference_set, metrics, &kernel_deviation));
   } else {
-    if (o.count < 2) throw InputError("--count: say how many images to generate, at least 2");
     Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
     TableOptions table = config->sampling.table;
     if (o.guidance) table.guidance = *o.guidance;
@@ -174,13 +176,18 @@ void run_eval(const EvalOptions& o) {
     if (o.temperature) table.temperature = *o.temperature;
     if (o.sampling_temperature) table.sampling_temperature = *o.sampling_temperature;
     const auto schedule = pipeline.schedule(o.schedule, o.steps, table);
+    const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
+    if (flags && !schedule->takes_table_options())
+      throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
+                           "linear and halton; schedule ", schedule->name(), " brings its own"));
     for (int64_t r = 0; r < o.repeats; ++r)
       runs.push_back(generate_and_measure(pipeline, o, *schedule, o.seed + r, *reference, *net, reference_set, metrics,
                                           &kernel_deviation));
     count = o.count;
     extra["schedule"] = schedule->name();
     extra["steps"] = schedule->steps();
-    extra["table"] = config_to_json(table);
+    if (schedule->takes_table_options()) extra["table"] = config_to_json(table);
+    else extra["actions"] = schedule->describe();
     extra["model_hash"] = pipeline.model_hash();
   }
 

@@ -49,6 +49,8 @@ class Output {
       throw InputError("--grid: only for one FILE.png as --output");
     }
     const fs::path folder = fs::path(path_).parent_path();
+    if (folder.string().find('%') != std::string::npos)
+      throw InputError(cat("--output ", path, ": the number belongs into the file's name, like DIR/%05d.png"));
     std::error_code error;
     if (!folder.empty()) fs::create_directories(folder, error);
     if (error) throw InputError(cat("--output ", path, ": cannot make the folder ", folder.string(), ": ", error.message()));
@@ -129,12 +131,14 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
   j["model_hash"] = pipeline.model_hash();
   j["steps"] = schedule.steps();
   j["schedule"] = schedule.name();
-  const bool tabled = schedule.name() == "cosine" || schedule.name() == "linear" || schedule.name() == "halton";
+  const bool tabled = schedule.takes_table_options();
   if (tabled) {
     j["guidance"] = table.guidance;
     j["guidance_curve"] = table.guidance_curve;
     j["temperature"] = table.temperature;
     j["sampling_temperature"] = table.sampling_temperature;
+  } else {
+    j["actions"] = schedule.describe();
   }
   j["seed"] = options.seed;
   j["index"] = index;
@@ -199,7 +203,7 @@ TableOptions table_options(const GenerateOptions& o, const TableOptions& default
 void refuse_table_flags(const GenerateOptions& o, const Schedule& schedule) {
   const bool any = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
   const std::string name = schedule.name();
-  if (any && name != "cosine" && name != "linear" && name != "halton")
+  if (any && !schedule.takes_table_options())
     throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
                          "linear and halton; schedule ", name, " brings its own"));
 }
@@ -208,9 +212,21 @@ void check_options(const GenerateOptions& o) {
   if (o.count < 1 || o.count > 100'000'000) throw InputError(cat("--count ", o.count, ": must be 1 to 100000000"));
   if (o.has_steps && (o.steps < 1 || o.steps > 1000)) throw InputError(cat("--steps ", o.steps, ": must be 1 to 1000"));
   if (o.batch_size < 1 || o.batch_size > 65536) throw InputError(cat("--batch-size ", o.batch_size, ": must be 1 to 65536"));
-  if (o.first_index < 0 || o.first_index + o.count > (int64_t(1) << 31))
+  if (o.output.empty()) throw InputError("--output: must not be empty; give FILE.png, DIR/ or DIR/%05d.png");
+  if (o.first_index < 0 || o.first_index > (int64_t(1) << 31) - o.count)
     throw InputError(cat("--first-index ", o.first_index, ": image indices must lie in 0 to 2147483647"));
+  const std::vector<std::string> outputs = {o.output, o.save_tokens, o.trace};
+  for (size_t i = 0; i < outputs.size(); ++i)
+    for (size_t j = i + 1; j < outputs.size(); ++j)
+      if (!outputs[i].empty() && fs::absolute(outputs[i]).lexically_normal() == fs::absolute(outputs[j]).lexically_normal())
+        throw InputError(cat(outputs[i], ": is named as two outputs; --output, --save-tokens and --trace must differ"));
   if (!o.save_tokens.empty()) const AtomicFile probe(o.save_tokens);
+  if (!o.preview.empty()) {
+    std::error_code error;
+    fs::create_directories(o.preview, error);
+    if (error) throw InputError(cat("--preview ", o.preview, ": cannot make this folder: ", error.message()));
+    const AtomicFile probe(fs::path(o.preview) / "probe.png");
+  }
 }
 
 void write_previews(Pipeline& pipeline, const TokensObserver& steps, const std::string& folder, int64_t first_index) {
@@ -237,9 +253,12 @@ void run_generate(const GenerateOptions& o) {
   const TableOptions table = table_options(o, config.sampling.table);
   const auto schedule = pipeline.schedule(o.schedule, o.steps, table);
   refuse_table_flags(o, *schedule);
+  for (const int64_t cells : {output.rows(), output.columns()})
+    if (cells * (config.image_size + 2) > kMaxImageSide)
+      throw InputError(cat("--output ", o.output, ": one grid of ", output.rows(), "x", output.columns(), " images of ",
+                           config.image_size, " pixels is over the ", kMaxImageSide, "-pixel limit; give DIR/ instead"));
   const std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
   TraceFile trace_file(o.trace, schedule->steps());
-  if (!o.preview.empty()) fs::create_directories(o.preview);
   const double loaded = monotonic_seconds();
 
   Progress progress("generate", o.count, "images");
@@ -329,7 +348,7 @@ void add_generate(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  adanat generate -m models/signs -o signs.png -n 43\n"
-      "  adanat generate -m models/signs -o out/ -n 100 -c 14,Stop --steps 4 -s 7\n"
+      "  adanat generate -m models/signs -o out/ -n 100 -c 14,stop --steps 4 -s 7\n"
       "  adanat generate -m models/signs -o x.png -c 1 --schedule linear --guidance 2 --trace x.json");
   command->callback([o, command] {
     o->has_steps = command->count("--steps") > 0;

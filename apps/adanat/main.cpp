@@ -11,9 +11,17 @@
 
 namespace {
 
+const char* const kOutOfMemory = "out of memory; use a smaller --batch-size or a smaller model";
+
 int report(int status, const std::string& message) {
   // One line, whatever a library put into its message.
-  std::fprintf(stderr, "error: %s\n", message.substr(0, message.find('\n')).c_str());
+  std::string line;
+  for (const char c : message) {
+    if (c == '\n') line += "\\n";
+    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) line += '?';
+    else line += c;
+  }
+  std::fprintf(stderr, "error: %s\n", line.c_str());
   return status;
 }
 
@@ -39,6 +47,7 @@ int run(int argc, char** argv) {
     return report(2, std::string(e.what()) + "; see adanat " +
                          (app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ") + "--help");
   }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) return report(1, "standard output cannot be written");
   return 0;
 }
 
@@ -51,11 +60,14 @@ int main(int argc, char** argv) {
   } catch (const adanat::Error& e) {
     return report(e.exit_code(), e.what());
   } catch (const c10::Error& e) {
-    return report(1, e.what_without_backtrace());
+    const std::string text = e.what_without_backtrace(), what = text.substr(0, text.find('\n'));
+    const bool memory = what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
+    return report(1, memory ? kOutOfMemory : what);
   } catch (const std::bad_alloc&) {
-    return report(1, "out of memory");
+    return report(1, kOutOfMemory);
   } catch (const std::filesystem::filesystem_error& e) {
-    return report(1, e.path1().string() + ": " + e.code().message());
+    const bool full = e.code() == std::errc::no_space_on_device;
+    return report(full ? 1 : 2, e.path1().string() + ": " + e.code().message());
   } catch (const std::exception& e) {
     return report(1, e.what());
   }

@@ -85,7 +85,11 @@ void run_decode(const DecodeOptions& o) {
                          " has ", config.tokenizer->codes, " codes"));
   const int64_t count = saved.tokens.size(0);
   const bool single = fs::path(o.output).extension() == ".png";
-  if (!single) fs::create_directories(o.output);
+  if (!single) {
+    std::error_code error;
+    fs::create_directories(o.output, error);
+    if (error) throw InputError(cat("--output ", o.output, ": cannot make this folder: ", error.message()));
+  }
   const AtomicFile probe(single ? fs::path(o.output) : fs::path(o.output) / "00000.png");
   Progress progress("decode", count, "images");
   std::vector<at::Tensor> all;

@@ -1,4 +1,6 @@
 // adanat train tokenizer|generator|classifier (spec/cli.md, train).
+#include <ATen/Parallel.h>
+
 #include <filesystem>
 
 #include "apps/adanat/cli.h"
@@ -30,7 +32,9 @@ struct TrainOptions {
 Json load_config(const TrainOptions& o) {
   Json j = o.config.empty() ? Json::object() : read_json_file(o.config);
   if (!j.is_object()) throw InputError(cat(o.config, ": must hold one JSON object"));
-  j.erase("run");  // a run's own config.json can be given back as it is
+  // A run's own config.json can be given back as it is.
+  j.erase("run");
+  j.erase("trained_on");
   for (const std::string& assignment : o.overrides) apply_override(j, assignment);
   if (!o.data.empty()) j["data"] = o.data;
   if (o.held_out) j["held_out"] = *o.held_out;
@@ -92,6 +96,7 @@ RecipeContext make_context(at::Device device, int64_t seed) {
   RecipeContext context;
   context.device = device;
   context.seed = uint64_t(seed);
+  context.threads = std::max(1, at::get_num_threads() / 2);  // decoding is light; the other cores compute
   return context;
 }
 

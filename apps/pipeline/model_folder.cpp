@@ -88,6 +88,15 @@ ModelConfig read_model_config(const fs::path& folder) {
     throw InputError(cat(where, ": image_size must be 1..16384, got ", config.image_size));
   if (config.preprocessing != "adm-center-crop")
     throw InputError(cat(where, ": preprocessing must be adm-center-crop, got ", config.preprocessing));
+  if (config.generator && config.generator->condition != "class")
+    throw InputError(cat(where, ": the generator is conditioned on ", config.generator->condition,
+                         ", this version generates from classes only"));
+  if (config.tokenizer && config.generator) {
+    const int64_t factor = config.tokenizer->factor();
+    if (config.generator->grid_height * factor != config.image_size || config.generator->grid_width * factor != config.image_size)
+      throw InputError(cat(where, ": image_size ", config.image_size, " is not the generator's grid of ",
+                           config.generator->grid_height, "x", config.generator->grid_width, " times the tokenizer's factor ", factor));
+  }
   if (config.generator && config.tokenizer && config.generator->codes != config.tokenizer->codes)
     throw InputError(cat(where, ": the generator has ", config.generator->codes, " codes, the tokenizer ",
                          config.tokenizer->codes));
@@ -124,9 +133,10 @@ void copy_missing_parts(const fs::path& from, const fs::path& to) {
   for (const auto& entry : fs::directory_iterator(from)) {
     const fs::path target = to / entry.path().filename();
     if (!is_part(entry.path()) || fs::exists(target)) continue;
-    std::error_code error;
-    fs::copy_file(entry.path(), target, error);
-    if (error) throw RunError(cat(target.string(), ": cannot copy from ", entry.path().string(), ": ", error.message()));
+    AtomicFile copy(target);  // durable, and it says so where the disk is full
+    const auto source = MappedFile::open(entry.path());
+    copy.write(source->data(), source->size());
+    copy.commit();
   }
 }
 

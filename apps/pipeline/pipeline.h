@@ -26,7 +26,7 @@ struct BatchResult {
 // Loaded once, used for many batches. Not thread-safe.
 class Pipeline {
  public:
-  // Loads tokenizer and generator in this precision. InputError: no such folder, a part missing or unfit.
+  // Loads the tokenizer (always float32) and the generator (in `dtype`). InputError: no such folder, a part missing or unfit.
   static Pipeline open(const std::filesystem::path& folder, at::Device device, at::ScalarType dtype);
 
   const ModelConfig& config() const { return config_; }

@@ -62,6 +62,8 @@ Json parse_json(const std::string& text, const std::string& where) {
     std::string what = e.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
     const size_t start = what.find("at line");
     throw InputError(cat(where, ": not valid JSON ", start == std::string::npos ? what : what.substr(start)));
+  } catch (const Json::out_of_range&) {
+    throw InputError(cat(where, ": holds a number that no double can hold"));
   }
 }
 

@@ -96,7 +96,7 @@ class GeneratorRecipe : public Recipe {
       if (held_out_->tokenizer_hash != data_.tokenizer_hash || held_out_->vocab != data_.vocab)
         throw InputError(cat(config_.held_out, ": was made by another tokenizer than the training tokens"));
     }
-    generator_.set_current_seed(context_.seed);
+    at::manual_seed(context_.seed);  // every device: dropout draws where the weights are
     net_ = Generator(model);
     if (init != nullptr) load_module_state(*net_, *init, "--init");
     net_->to(context_.device);
@@ -106,7 +106,12 @@ class GeneratorRecipe : public Recipe {
   }
 
   std::string name() const override { return "generator"; }
-  Json config() const override { return config_to_json(config_); }
+  Json config() const override {
+    Json j = config_to_json(config_);
+    // Compared on resume: other tokens under the same weights would go unnoticed.
+    j["trained_on"] = {{"tokenizer_hash", data_.tokenizer_hash}, {"rows", data_.tokens.size(0)}};
+    return j;
+  }
   const LoopConfig& loop() const override { return config_.loop; }
 
   StepReport step(int64_t step) override {

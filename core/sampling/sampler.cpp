@@ -7,6 +7,8 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/nonzero.h>
 
+#include "core/base/error.h"
+
 namespace adanat {
 namespace {
 
@@ -15,6 +17,21 @@ struct Forward {
   at::Tensor features;                      // (B, N, D)
   at::Tensor logits;                        // (B, N, V); rows of revealed positions may hold anything
   std::optional<at::Tensor> logits_uncond;  // (B, N, V)
+};
+
+// Evaluation mode for a scope, whatever ends it.
+class EvaluationMode {
+ public:
+  explicit EvaluationMode(GeneratorImpl& generator) : generator_(generator), was_training_(generator.is_training()) {
+    generator_.eval();
+  }
+  ~EvaluationMode() { generator_.train(was_training_); }
+  EvaluationMode(const EvaluationMode&) = delete;
+  EvaluationMode& operator=(const EvaluationMode&) = delete;
+
+ private:
+  GeneratorImpl& generator_;
+  bool was_training_;
 };
 
 at::Tensor repeat_rows(const at::Tensor& one, int64_t count) {
@@ -75,8 +92,7 @@ SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& class
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
                   const std::vector<SamplerObserver*>& observers) {
   const at::NoGradGuard no_grad;
-  const bool was_training = generator.is_training();
-  generator.eval();
+  const EvaluationMode evaluation(generator);
   const int64_t steps = schedule.steps();
   const auto state = schedule.begin(start.tokens.size(0), start.tokens.device());
   const at::Tensor hidden_at_start = (start.tokens == generator.mask_id()).sum(1);
@@ -114,7 +130,9 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
     for (SamplerObserver* observer : observers) observer->on_step(view);
     tokens = after;
   }
-  generator.train(was_training);
+  // On a GPU a step marks what it cannot draw (a NaN logit) instead of asking the host; asked once, here.
+  if (proposals.is_cuda() && proposals.numel() > 0 && proposals.max().item<int64_t>() >= generator.mask_id())
+    throw RunError("generate: a logit was not a number; the generator's weights or its input are damaged");
   return proposals;
 }
 

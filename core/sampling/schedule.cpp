@@ -63,6 +63,8 @@ class TableSchedule : public Schedule {
   }
 
   std::optional<at::Tensor> priority() const override { return priority_; }
+  bool takes_table_options() const override { return name_ == "cosine" || name_ == "linear" || name_ == "halton"; }
+  Json describe() const override { return config_to_json(table_); }
 
  private:
   std::string name_;

@@ -30,6 +30,10 @@ class Schedule {
   // The guidance that every sample gets at this step, where it is known before the forward pass. 0 means that no
   // unconditional row is computed.
   virtual std::optional<double> known_guidance(int64_t step) const = 0;
+  // Whether TableOptions shaped it (--guidance and its like); false for tables that bring their own numbers.
+  virtual bool takes_table_options() const { return false; }
+  // What a report needs to make the run again, where the name alone does not say it.
+  virtual Json describe() const { return name(); }
   // Rank of each position in the reveal order, (N) i64; only for rule kOrder.
   virtual std::optional<at::Tensor> priority() const { return std::nullopt; }
 };

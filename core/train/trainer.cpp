@@ -6,8 +6,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <map>
 
 #include "core/base/interrupt.h"
@@ -34,6 +36,8 @@ constexpr const char* kStateFile = "state.safetensors";
 void make_folder(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
+  if (error == std::errc::no_space_on_device)
+    throw RunError(cat(path.string(), ": cannot make this folder: no space left on device; free some and --resume"));
   if (error) throw InputError(cat(path.string(), ": cannot make this folder: ", error.message()));
 }
 
@@ -53,11 +57,22 @@ int64_t step_of(const fs::path& folder) {
   return std::stoll(name.substr(5));
 }
 
+// A file whose header and sizes hold; a damaged one is left alone and named.
+bool is_whole(const fs::path& file) {
+  try {
+    SafetensorsFile::open(file);
+    return true;
+  } catch (const InputError& e) {
+    warning(cat("checkpoint passed over: ", e.what()));
+    return false;
+  }
+}
+
 std::vector<fs::path> checkpoints_in(const fs::path& out) {
   std::vector<fs::path> found;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(out / "checkpoints", error))
-    if (step_of(entry.path()) >= 0 && fs::exists(entry.path() / kStateFile)) found.push_back(entry.path());
+    if (step_of(entry.path()) >= 0 && is_whole(entry.path() / kStateFile)) found.push_back(entry.path());
   std::sort(found.begin(), found.end(), [](const fs::path& a, const fs::path& b) { return step_of(a) < step_of(b); });
   return found;
 }
@@ -78,7 +93,10 @@ void write_folder(const fs::path& final_name, Fill fill) {
   }
   sync_folder(fresh);
   if (::renameat2(AT_FDCWD, fresh.c_str(), AT_FDCWD, final_name.c_str(), RENAME_EXCHANGE) != 0) {
-    fs::remove_all(final_name);  // nothing there, or a file system that cannot exchange
+    // Nothing there, or a file system that cannot exchange; for anything else the old folder stays.
+    if (errno != ENOENT && errno != EINVAL && errno != ENOSYS)
+      throw RunError(cat(final_name.string(), ": cannot be replaced: ", std::strerror(errno)));
+    fs::remove_all(final_name);
     fs::rename(fresh, final_name);
   }
   sync_folder(final_name.parent_path());
@@ -107,6 +125,8 @@ int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
   const auto rng = tensors.find(kRngKey);
   if (rng == tensors.end()) throw InputError(cat(file.string(), ": lacks the random state ", kRngKey));
   at::Generator generator = at::globalContext().defaultGenerator(at::kCPU);
+  if (rng->second.scalar_type() != at::kByte || rng->second.sizes() != generator.get_state().sizes())
+    throw InputError(cat(file.string(), ": ", kRngKey, " is not a random state of this program"));
   generator.set_state(rng->second.clone());
   tensors.erase(rng);
   recipe.load(tensors, file.string());
@@ -225,6 +245,8 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
   int64_t start = 0;
   if (resume) {
     const fs::path checkpoint = newest_checkpoint(out);
+    if (checkpoint.empty() && fs::exists(out / "model"))
+      throw InputError(cat(out.string(), ": holds a model but no whole checkpoint to go on from; choose another --out"));
     if (checkpoint.empty()) {
       note(cat(out.string(), " holds no checkpoint yet: starting from the beginning"));
     } else {
@@ -232,7 +254,7 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
       note(cat("resumed ", recipe.name(), " from ", checkpoint.string()));
     }
   }
-  EventLog log(out, start);
+  EventLog log(out, start + 1);  // lines carry the number of finished steps
   Progress progress(cat("train ", recipe.name()), loop.steps, "steps", start);
   Averager averager;
   const auto due = [&](int64_t every, int64_t done) { return every > 0 && done % every == 0; };
@@ -251,7 +273,8 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
     const int64_t done = step + 1;
     const bool stopping = interrupt_signal() != 0, last = done == loop.steps;
 
-    if (due(loop.log_every, done) || last || stopping) {
+    // Also before every checkpoint: what is not finite must not replace a good one.
+    if (due(loop.log_every, done) || due(loop.checkpoint_every, done) || last || stopping) {
       Scalars scalars = averager.take();
       for (const auto& [name, value] : scalars)
         if (!std::isfinite(value))
@@ -285,7 +308,11 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
     log.flush();
     interval_began += monotonic_seconds() - pause;  // images per second are of the updates alone
   }
-  if (start >= loop.steps) note(cat(out.string(), ": all ", loop.steps, " steps are done already"));
+  if (start >= loop.steps) {
+    // The last run may have been cut off between its checkpoint and its model.
+    write_folder(out / "model", [&](const fs::path& folder) { recipe.write_model(folder); });
+    note(cat(out.string(), ": all ", loop.steps, " steps are done already"));
+  }
 }
 
 }  // namespace adanat

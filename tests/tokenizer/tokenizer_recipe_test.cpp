@@ -169,6 +169,16 @@ TEST(TokenizerRecipe, LearnsASmallSet) {
   EXPECT_LE(measured.at("usage"), 1);
 }
 
+TEST(TokenizerRecipe, SaysThatItDiverged) {
+  TokenizerTrainConfig config = tiny_config();
+  config.optimizer.learning_rate = 1e30;
+  config.optimizer.clip = 0;
+  config.optimizer.warmup = 0;
+  const auto recipe = make(config);
+  EXPECT_THROW(
+      for (int64_t s = 0; s < 10; ++s) recipe->step(s), RunError);
+}
+
 TEST(TokenizerRecipe, WritesWhatItMeasures) {
   const testing::TempDir folder;
   TokenizerTrainConfig config = tiny_config();
