@@ -218,7 +218,7 @@ void check_options(const GenerateOptions& o) {
   const std::vector<std::string> outputs = {o.output, o.save_tokens, o.trace};
   for (size_t i = 0; i < outputs.size(); ++i)
     for (size_t j = i + 1; j < outputs.size(); ++j)
-      if (!outputs[i].empty() && fs::absolute(outputs[i]).lexically_normal() == fs::absolute(outputs[j]).lexically_normal())
+      if (!outputs[i].empty() && !outputs[j].empty() && fs::absolute(outputs[i]).lexically_normal() == fs::absolute(outputs[j]).lexically_normal())
         throw InputError(cat(outputs[i], ": is named as two outputs; --output, --save-tokens and --trace must differ"));
   if (!o.save_tokens.empty()) const AtomicFile probe(o.save_tokens);
   if (!o.preview.empty()) {
