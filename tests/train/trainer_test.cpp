@@ -205,6 +205,7 @@ TEST_F(Trainer, NotANumberEndsTheRunAndSparesTheCheckpoint) {
   at::manual_seed(7);
   ToyRecipe again(config);
   run_training(again, out_, true);
+  ASSERT_FALSE(again.steps_seen.empty());
   EXPECT_EQ(again.steps_seen.front(), 4);
 }
 
@@ -285,6 +286,7 @@ TEST_F(Trainer, SignalSavesAndLeaves) {
     config.loop.checkpoint_every = 2;
     ToyRecipe recipe(config);
     run_training(recipe, out, true);
+    ASSERT_FALSE(recipe.steps_seen.empty());
     EXPECT_EQ(recipe.steps_seen.front(), 3);
   }
 }
@@ -311,6 +313,7 @@ TEST_F(Trainer, FullDisk) {
   EXPECT_EQ(names_in(out / "checkpoints"), std::vector<std::string>{"step-2"}) << "no half-written folder";
   ToyRecipe again(config);
   run_training(again, out, true);
+  ASSERT_FALSE(again.steps_seen.empty());
   EXPECT_EQ(again.steps_seen.front(), 2) << "the older checkpoint is whole";
 }
 
