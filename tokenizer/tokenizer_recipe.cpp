@@ -311,10 +311,8 @@ class TokenizerRecipe : public Recipe {
     };
     if (config_.loss.l1 > 0) weigh("l1", config_.loss.l1, at::l1_loss(leaf, images));
     if (config_.loss.l2 > 0) weigh("l2", config_.loss.l2, at::mse_loss(leaf, images));
-    if (config_.loss.perceptual > 0) {
-      const Autocast guard = autocast();
+    if (config_.loss.perceptual > 0)  // in float32: differences of nearly equal features
       weigh("perceptual", config_.loss.perceptual, perceptual_distance(*perceptual_, leaf, images).mean());
-    }
     at::Tensor image_gradient = gradient(likelihood, leaf, {}, false);
 
     if (with_gan) {

@@ -229,6 +229,11 @@ TEST(TokenizerRecipe, StartsFromGivenWeights) {
   recipe->step(0);  // learning rate 0; the codebook moves by its averages, but is not replaced
   state = state_of(*recipe);
   EXPECT_CLOSE(state.at("model.encoder.conv_in.weight"), weights.at("encoder.conv_in.weight"), 0);
+  // Codes that the first batch did not use keep their direction.
+  const auto unit = [](const at::Tensor& x) { return x / x.norm(2, 1, true); };
+  const at::Tensor moved = (unit(state.at("model.quantize.embedding.weight")) -
+                            unit(weights.at("quantize.embedding.weight"))).abs().amax(1);
+  EXPECT_LT(moved.min().item<double>(), 1e-5);
   TensorMap bad = weights;
   bad.erase("quantize.embedding.weight");
   EXPECT_THROW(make(tiny_config(), &bad), InputError);
