@@ -95,4 +95,22 @@ Action ActionMap::action(const at::Tensor& values) const {
   return {float64_ratio_ ? values.select(1, 0).contiguous() : column(0), column(1), column(2), column(3)};
 }
 
+ScheduleTable table_of(const ActionBase& base, double smoothing, const at::Tensor& raw, const std::string& rule) {
+  const ActionMap map(base, smoothing, true, at::kCPU);
+  ScheduleTable out;
+  out.steps = map.steps();
+  out.rule = rule;
+  at::Tensor smoothed;
+  for (int64_t t = 0; t < out.steps; ++t) {
+    smoothed = map.smooth(smoothed, raw.narrow(0, t, 1));
+    const at::Tensor values = map.values(t, smoothed).contiguous();
+    const double* v = values.const_data_ptr<double>();
+    out.mask_ratio.push_back(v[0]);
+    out.remask_temperature.push_back(v[1]);
+    out.sampling_temperature.push_back(v[2]);
+    out.guidance.push_back(v[3]);
+  }
+  return out;
+}
+
 }  // namespace adanat

@@ -62,4 +62,7 @@ class ActionMap {
   bool float64_ratio_;
 };
 
+// The table that raw outputs (T, 4), the same for all samples, amount to.
+ScheduleTable table_of(const ActionBase& base, double smoothing, const at::Tensor& raw, const std::string& rule);
+
 }  // namespace adanat

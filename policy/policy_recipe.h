@@ -6,6 +6,7 @@
 
 #include "core/data/dataset.h"
 #include "core/features/feature_net.h"
+#include "core/generator/transformer.h"
 #include "core/train/recipe.h"
 #include "core/train/recipe_context.h"
 #include "policy/policy_schedule.h"

@@ -117,24 +117,12 @@ Json PolicySchedule::describe() const {
 
 ScheduleTable PolicySchedule::table() const {
   if (!settings_.network.shared()) throw RunError("a policy that decides for each sample has no table");
-  const auto state = begin(1, at::kCPU);
-  auto& mine = static_cast<PolicyState&>(*state);
-  ScheduleTable out;
-  out.steps = steps_;
-  out.rule = settings_.rule;
-  // On the CPU, whatever the device: a table is made once.
-  const ActionMap map(action_base(settings_, steps_), settings_.smoothing, true, at::kCPU);
-  mine.terms.outputs = mine.terms.outputs.cpu();
-  for (int64_t t = 0; t < steps_; ++t) {
-    mine.smoothed = map.smooth(mine.smoothed, mine.terms.outputs.narrow(0, t, 1));
-    const at::Tensor values = map.values(t, mine.smoothed).contiguous();
-    const double* v = values.const_data_ptr<double>();
-    out.mask_ratio.push_back(v[0]);
-    out.remask_temperature.push_back(v[1]);
-    out.sampling_temperature.push_back(v[2]);
-    out.guidance.push_back(v[3]);
-  }
-  return out;
+  const at::NoGradGuard no_grad;
+  PolicyNetwork actor = actor_;
+  const at::Device device = actor->parameters().front().device();
+  const at::Tensor t = at::arange(steps_, at::TensorOptions().dtype(at::kLong).device(device));
+  return table_of(action_base(settings_, steps_), settings_.smoothing, actor->step_terms(t, steps_).outputs.cpu(),
+                  settings_.rule);
 }
 
 std::string policy_file_name(int64_t steps) {

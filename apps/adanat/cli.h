@@ -14,6 +14,7 @@ void add_train(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_info(CLI::App& app);
+void add_search(CLI::App& app);
 
 // Where a command computes: --device, --dtype, --threads, --quiet.
 struct ComputeOptions {

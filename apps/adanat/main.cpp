@@ -35,6 +35,7 @@ int run(int argc, char** argv) {
   adanat::add_train(app);
   adanat::add_tokenize(app);
   adanat::add_eval(app);
+  adanat::add_search(app);
   adanat::add_info(app);
   const auto is_first = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first).empty())
