@@ -22,6 +22,7 @@
 #include "core/base/log.h"
 #include "core/data/loader.h"
 #include "core/io/atomic_file.h"
+#include "core/io/plot.h"
 #include "core/metrics/frechet.h"
 #include "core/nn/module_state.h"
 #include "kernels/philox.h"
@@ -32,6 +33,7 @@ namespace {
 
 constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kReward = "reward.";
 constexpr const char* kActionNames[] = {"mask_ratio", "remask_temperature", "sampling_temperature", "guidance"};
+constexpr const char* kActionFiles[] = {"mask-ratio", "remask-temperature", "sampling-temperature", "guidance"};
 // Image indices of an update lie below this, so that 65536 updates fit into the 32 bits of a Philox counter.
 constexpr int64_t kIndicesPerUpdate = 65536;
 constexpr int64_t kSampleSeed = 42;
@@ -132,6 +134,33 @@ class ReportValues {
   std::vector<std::pair<std::string, double>> host_;
 };
 
+// Mean and 10-90 % band over the samples of one action at each step. now, before (T, B, 4) f32 on the CPU.
+Image plot_action(const at::Tensor& now, const at::Tensor& before, int64_t action) {
+  const auto series = [&](const std::string& name, const at::Tensor& actions) {
+    PlotSeries out;
+    out.name = name;
+    const at::Tensor sorted = std::get<0>(actions.select(2, action).to(at::kDouble).sort(1)).contiguous();  // (T, B)
+    const int64_t b = sorted.size(1);
+    for (int64_t t = 0; t < sorted.size(0); ++t) {
+      const double* row = sorted.const_data_ptr<double>() + t * b;
+      double sum = 0;
+      for (int64_t i = 0; i < b; ++i) sum += row[i];
+      out.x.push_back(double(t + 1));
+      out.y.push_back(sum / double(b));
+      out.low.push_back(row[(b - 1) / 10]);
+      out.high.push_back(row[(b - 1) - (b - 1) / 10]);
+    }
+    return out;
+  };
+  PlotOptions options;
+  options.title = cat("Learned schedule: ", kActionNames[action]);
+  options.x_label = "step";
+  options.y_label = kActionNames[action];
+  options.y_from_zero = true;
+  options.whole_x = true;
+  return draw_plot({series("now (band: 10-90 % of samples)", now), series("before training", before)}, options);
+}
+
 class PolicyRecipe : public Recipe {
  public:
   PolicyRecipe(PolicyTrainConfig config, PolicyParts parts, std::shared_ptr<const ImageDataset> data,
@@ -196,7 +225,7 @@ class PolicyRecipe : public Recipe {
     try {
       return run_update(update);
     } catch (const RunError& e) {
-      throw RunError(cat(e.what(), save_diagnostics(update)));
+      throw RunError(cat("train policy: update ", update, ": ", e.what(), save_diagnostics(update)));
     } catch (const c10::Error& e) {
       const std::string text = e.what_without_backtrace();
       if (text.find("alloc") != std::string::npos || text.find("out of memory") != std::string::npos) throw;
@@ -207,24 +236,13 @@ class PolicyRecipe : public Recipe {
   Scalars evaluate() override {
     if (config_.evaluate_images == 0 || parts_.features == nullptr) return {};
     const at::NoGradGuard no_grad;
-    const GaussianStats& real = real_stats();
     Scalars out;
     for (const int64_t steps : shown_steps()) {
-      const PolicySchedule schedule(settings_, net_->actor, steps, context_.device);
-      GaussianAccumulator made(real.mean.size(0));
-      for (int64_t begin = 0; begin < config_.evaluate_images; begin += config_.rollout_batch) {
-        const int64_t count = std::min(config_.rollout_batch, config_.evaluate_images - begin);
-        const at::Tensor index = arange(begin, count);
-        const at::Tensor classes =
-            labels_.defined()
-                ? labels_.index_select(0, (index * data_->size()).div(config_.evaluate_images, "trunc"))
-                : index.remainder(parts_.generator->config().classes);
-        const at::Tensor tokens =
-            sample(*parts_.generator, plain_start(*parts_.generator, classes, kSampleSeed, index), schedule);
-        made.add(pooled(decode(tokens)));
-      }
-      out.emplace_back(settings_.any_steps() ? cat("features_fd_T", steps) : std::string("features_fd"),
-                       frechet_distance(made.stats(), real));
+      const std::string tail = settings_.any_steps() ? cat("_T", steps) : std::string();
+      out.emplace_back("features_fd" + tail, features_distance(net_->actor, steps));
+      const auto [before, fresh] = distance_before_.try_emplace(steps, 0);
+      if (fresh) before->second = features_distance(before_, steps);
+      out.emplace_back("features_fd_before" + tail, before->second);
     }
     return out;
   }
@@ -235,11 +253,13 @@ class PolicyRecipe : public Recipe {
     for (const int64_t steps : shown_steps()) {
       const std::string tail = settings_.any_steps() ? cat("-T", steps) : std::string();
       const auto [now, actions] = show(net_->actor, steps);
-      const auto [was, ignored] = show(before_, steps);
+      const auto [was, actions_before] = show(before_, steps);
       if (parts_.grid) {
         out.push_back({"samples" + tail, parts_.grid(now)});
         out.push_back({"samples-before" + tail, parts_.grid(was)});
       }
+      for (int64_t a = 0; a < 4; ++a)
+        out.push_back({cat("schedule-", kActionFiles[a], tail), plot_action(actions, actions_before, a)});
     }
     return out;
   }
@@ -428,6 +448,9 @@ class PolicyRecipe : public Recipe {
       classes = made.classes;
       mean_actions = made.decisions.mean_actions;
       const at::Tensor rewards = reward_->score(images, classes);
+      // Found out before anything learns from it. On a GPU the reward's own check has waited for it already.
+      if (rewards.is_cpu() && !rewards.isfinite().all().item<bool>())
+        throw RunError(cat("reward ", reward_->name(), " is not finite; look at its networks and at the images"));
       values.add("reward", rewards.mean());
       watch_codes(made.tokens, values);
 
@@ -464,8 +487,7 @@ class PolicyRecipe : public Recipe {
     std::map<std::string, double> host;
     for (const auto& [name, value] : values.take()) {
       if (!std::isfinite(value))
-        throw RunError(cat("train policy: ", name, " is not finite at update ", update,
-                           "; lower ppo.learning_rate or resume from an earlier checkpoint"));
+        throw RunError(cat(name, " is not finite; lower ppo.learning_rate or resume from an earlier checkpoint"));
       host[name] = value;
       report.values.emplace_back(name, at::scalar_tensor(value, at::kDouble));
     }
@@ -510,7 +532,7 @@ class PolicyRecipe : public Recipe {
 
   // Mean and spread over the samples of each action at each step (of all steps together where T changes).
   void report_actions(const at::Tensor& actions, ReportValues& values) {
-    const at::Tensor mean = actions.mean(1), spread = actions.std(1, /*unbiased=*/false);  // (T, 4)
+    const at::Tensor mean = actions.mean(1), spread = actions.std({1}, /*unbiased=*/false);  // (T, 4)
     for (int64_t a = 0; a < 4; ++a) {
       if (settings_.any_steps()) {
         values.add(cat("actions/", kActionNames[a], "_mean"), mean.select(1, a).mean());
@@ -618,6 +640,23 @@ class PolicyRecipe : public Recipe {
     return {(images * 255).round().to(at::kByte).cpu(), schedule.decisions().mean_actions.cpu()};
   }
 
+  // Of images of the mean policy, the same seeds each time, from the data in `features` space.
+  double features_distance(const PolicyNetwork& actor, int64_t steps) {
+    const GaussianStats& real = real_stats();
+    const PolicySchedule schedule(settings_, actor, steps, context_.device);
+    GaussianAccumulator made(real.mean.size(0));
+    for (int64_t begin = 0; begin < config_.evaluate_images; begin += config_.rollout_batch) {
+      const int64_t count = std::min(config_.rollout_batch, config_.evaluate_images - begin);
+      const at::Tensor index = arange(begin, count);
+      const at::Tensor classes =
+          labels_.defined() ? labels_.index_select(0, (index * data_->size()).div(config_.evaluate_images, "trunc"))
+                            : index.remainder(parts_.generator->config().classes);
+      made.add(pooled(decode(
+          sample(*parts_.generator, plain_start(*parts_.generator, classes, kSampleSeed, index), schedule))));
+    }
+    return frechet_distance(made.stats(), real);
+  }
+
   const GaussianStats& real_stats() {
     if (real_stats_) return *real_stats_;
     LoaderOptions options;
@@ -652,6 +691,7 @@ class PolicyRecipe : public Recipe {
   double widest_spread_ = 0, first_perplexity_ = 0, first_classes_ = 0;
   std::map<std::string, int64_t> warned_;
   std::optional<GaussianStats> real_stats_;
+  std::map<int64_t, double> distance_before_;  // by number of steps
 };
 
 }  // namespace

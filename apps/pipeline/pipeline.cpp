@@ -70,7 +70,8 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
   }
   if (steps == 0 && !file) steps = chosen == "autonat" ? 8 : config_.sampling.steps;
   std::string name = chosen;
-  const std::optional<fs::path> own = policy_for(folder_, steps);
+  std::optional<fs::path> own;
+  if (chosen.empty() || chosen == "adaptive") own = policy_for(folder_, steps);
   if (name.empty()) {
     name = given || own ? "adaptive" : "cosine";
     if (name == "cosine") note(cat("no policy for ", steps, " steps in this folder: schedule cosine"));

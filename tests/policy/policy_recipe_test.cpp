@@ -199,6 +199,28 @@ TEST(PolicyRecipe, Reports) {
   EXPECT_NE(reward->fakes[0], reward->fakes[1]);  // fresh images for each of its steps
 }
 
+TEST(PolicyRecipe, ShowsTheSameSeedsBeforeAndAfterAndTheSchedule) {
+  PolicyParts parts = tiny_parts();
+  std::vector<at::Tensor> seen;
+  parts.grid = [&](const at::Tensor& images) {
+    seen.push_back(images);
+    return Image{1, 1, {0, 0, 0}};
+  };
+  const auto recipe = make(tiny_config(), std::move(parts));
+  for (int64_t s = 0; s < 5; ++s) recipe->step(s);
+  const TensorMap state = state_of(*recipe);
+  std::vector<std::string> names;
+  for (const NamedImage& image : recipe->samples()) names.push_back(image.name);
+  EXPECT_EQ(names, (std::vector<std::string>{"samples", "samples-before", "schedule-mask-ratio",
+                                             "schedule-remask-temperature", "schedule-sampling-temperature",
+                                             "schedule-guidance"}));
+  EXPECT_FALSE(at::equal(seen[0], seen[1]));
+  recipe->samples();
+  EXPECT_TRUE(at::equal(seen[0], seen[2]) && at::equal(seen[1], seen[3]));
+  const TensorMap after = state_of(*recipe);  // looking changes nothing
+  for (const auto& [name, tensor] : state) EXPECT_TRUE(at::equal(tensor, after.at(name))) << name;
+}
+
 TEST(PolicyRecipe, ClassesAsOftenAsInTheData) {
   PolicyTrainConfig config = tiny_config();
   config.classes = "data";
