@@ -9,6 +9,7 @@
 
 #include "core/nn/module_state.h"
 #include "core/sampling/observers.h"
+#include "policy/rollout.h"
 #include "support/support.h"
 
 namespace adanat {

@@ -80,15 +80,15 @@ TEST(Exploration, LabelsAreUniformAndThoseOfPhilox) {
   EXPECT_LT(chi_square, 87);  // 42 degrees of freedom: 1 in 30,000
 }
 
-struct Run {
+struct Trajectories {
   at::Tensor tokens, classes;
   Decisions decisions;
   std::unique_ptr<StateBuffer> states;
 };
 
-Run roll_out(GeneratorImpl& generator, const PolicySchedule& policy, StateMemory memory, double std, int64_t parts = 1,
+Trajectories roll_out(GeneratorImpl& generator, const PolicySchedule& policy, StateMemory memory, double std, int64_t parts = 1,
              int64_t count = 6) {
-  Run out;
+  Trajectories out;
   out.states = std::make_unique<StateBuffer>(memory, generator, count, policy.steps(), at::kCPU);
   std::vector<at::Tensor> tokens, classes, raw, log_prob, means;
   for (int64_t part = 0; part < parts; ++part) {
@@ -115,7 +115,7 @@ TEST(Rollout, LogProbsRecomputedAreEqual) {
   const PolicySettings settings = tiny_settings();
   const PolicyNetwork actor = tiny_actor(settings);
   const PolicySchedule policy(settings, actor, 3, at::kCPU);
-  const Run run = roll_out(*generator, policy, StateMemory::kFeatures, 0.6);
+  const Trajectories run = roll_out(*generator, policy, StateMemory::kFeatures, 0.6);
   PolicyNetwork net = actor;
   const at::Tensor terms = at::arange(3);
   for (int64_t t = 0; t < 3; ++t) {
@@ -132,7 +132,7 @@ TEST(Rollout, TheFirstRatioIsExactlyOne) {
   ActorCritic net(settings.network);
   testing::fill_procedural(*net);
   const PolicySchedule policy(settings, net->actor, 3, at::kCPU);
-  const Run run = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, /*parts=*/2);
+  const Trajectories run = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, /*parts=*/2);
   PpoBatch batch{3, at::arange(3).repeat_interleave(6), run.decisions.raw.flatten(0, 1), run.decisions.log_prob.flatten(),
                  at::rand({6}).repeat({3}), 0.6, [&](int64_t b, int64_t c) { return run.states->inputs(b, c); }};
   PpoConfig config;
@@ -152,7 +152,7 @@ TEST(Rollout, KeptAndRecomputedFeaturesGiveTheSameGradients) {
     ActorCritic net(settings.network);
     testing::fill_procedural(*net);
     const PolicySchedule policy(settings, net->actor, 3, at::kCPU);
-    const Run run = roll_out(*generator, policy, memory, 0.6);
+    const Trajectories run = roll_out(*generator, policy, memory, 0.6);
     tokens.push_back(run.tokens);
     PpoBatch batch{3, at::arange(3).repeat_interleave(6), run.decisions.raw.flatten(0, 1),
                    run.decisions.log_prob.flatten(), run.tokens.to(at::kFloat).mean(1).repeat({3}), 0.6,
@@ -181,8 +181,8 @@ TEST(Rollout, DoesNotDependOnItsParts) {
   Generator generator = tiny_generator();
   const PolicySettings settings = tiny_settings();
   const PolicySchedule policy(settings, tiny_actor(settings), 3, at::kCPU);
-  const Run whole = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, 1);
-  const Run parts = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, 3);
+  const Trajectories whole = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, 1);
+  const Trajectories parts = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, 3);
   EXPECT_CLOSE(whole.tokens, parts.tokens, 0);
   EXPECT_CLOSE(whole.decisions.raw, parts.decisions.raw, 1e-5);
   EXPECT_CLOSE(whole.states->inputs(0, 18), parts.states->inputs(0, 18), 0.02);  // one step of bfloat16 near 2
@@ -193,7 +193,7 @@ TEST(Rollout, WithoutExplorationItIsTheMeanPolicy) {
   PolicySettings settings = tiny_settings();
   settings.smoothing = 0.5;
   const PolicySchedule policy(settings, tiny_actor(settings), 3, at::kCPU);
-  const Run run = roll_out(*generator, policy, StateMemory::kNothing, 0);
+  const Trajectories run = roll_out(*generator, policy, StateMemory::kNothing, 0);
   TraceObserver trace(generator->mask_id());
   const at::Tensor index = at::arange(6);
   const at::Tensor tokens = sample(*generator, plain_start(*generator, run.classes, 9, index), policy, {&trace});
@@ -256,7 +256,7 @@ TEST(PolicySchedule, MayReadTokensInstead) {
   PolicySettings settings = tiny_settings();
   settings.network.input = "tokens";
   const PolicySchedule policy(settings, tiny_actor(settings), 3, at::kCPU);
-  const Run run = roll_out(*generator, policy, StateMemory::kTokens, 0.6);
+  const Trajectories run = roll_out(*generator, policy, StateMemory::kTokens, 0.6);
   EXPECT_TRUE((run.states->inputs(0, 6) == generator->mask_id()).all().item<bool>());
   EXPECT_FALSE((run.states->inputs(6, 6) == generator->mask_id()).all().item<bool>());
   // All samples start with the same tokens: one first action for every class.
