@@ -35,7 +35,7 @@ class Colours : public ImageDataset {
   std::vector<std::string> names_ = {"a", "b", "c"};
 };
 
-// Brighter is better; it has a weight of its own that its training moves.
+// Brighter is better (or nearer to the target of the class, where there are some); it has a weight of its own that its training moves.
 class Brightness : public Reward {
  public:
   explicit Brightness(double fails_at = -1) : fails_at_(fails_at) {}
@@ -45,6 +45,7 @@ class Brightness : public Reward {
     EXPECT_TRUE((images >= 0).all().item<bool>() && (images <= 1).all().item<bool>());
     last_conditions = conditions.clone();
     at::Tensor out = images.mean({1, 2, 3}) + weight_ * 0.001;
+    if (target.defined()) out = -(images - target.index_select(0, conditions)).square().mean({1, 2, 3}).sqrt();
     if (weight_.item<double>() == fails_at_) out = out / 0.0 * 0.0;
     return out;
   }
@@ -63,6 +64,7 @@ class Brightness : public Reward {
     weight_ = in.at(prefix + "weight").clone();
   }
 
+  at::Tensor target;  // (classes, 3, S, S)
   at::Tensor last_conditions;
   std::vector<double> fakes;
 
@@ -163,21 +165,36 @@ TEST(PolicyRecipe, ResumesBitExactlyWithDrawnStepsAndRecomputedFeatures) {
   expect_resume_is_exact(config);
 }
 
+// The reward is the nearness to what the generator makes without any noise in its draws: whoever raises it has to lower the
+// sampling temperature.
 TEST(PolicyRecipe, RaisesTheReward) {
   for (const bool shared : {false, true}) {
+    SCOPED_TRACE(shared);
     PolicyTrainConfig config = tiny_config();
     config.shared = shared;
-    config.trajectories = 96, config.rollout_batch = 96;
+    config.trajectories = 96, config.rollout_batch = 96, config.decode_batch = 96;
     config.exploration = {.std = 0.6, .decrease = 0, .after = -1, .floor = 0.1};
     config.ppo.learning_rate = shared ? 3e-2 : 3e-3;
     config.discriminator_steps = 0;
-    const auto recipe = make(config);
-    double first = 0, last = 0;
-    for (int64_t s = 0; s < 40; ++s) {
-      const double reward = value_of(recipe->step(s), "reward");
-      (s < 8 ? first : last) += s < 8 || s >= 32 ? reward / 8 : 0;
+    Brightness* reward = nullptr;
+    PolicyParts parts = tiny_parts(&reward);
+    ScheduleTable sharp = cosine_table(3, config.cosine);
+    sharp.sampling_temperature = {0, 0, 0};
+    sharp.remask_temperature = {0, 0, 0};
+    const at::Tensor ids = sample(*parts.generator, plain_start(*parts.generator, at::arange(3), 1, at::arange(3)),
+                                  *make_table_schedule("sharp", sharp));
+    const at::Tensor target = parts.tokenizer->decode(ids).detach().clamp(0, 1);
+    const auto recipe = make(config, std::move(parts));
+    reward->target = target;
+    double first = 0, last = 0, temperature = 0;
+    for (int64_t s = 0; s < 50; ++s) {
+      const StepReport report = recipe->step(s);
+      if (s < 8) first += value_of(report, "reward") / 8;
+      if (s >= 42) last += value_of(report, "reward") / 8;
+      temperature = value_of(report, "actions/sampling_temperature_mean_t2");
     }
-    EXPECT_GT(last, first + 0.003) << shared;
+    EXPECT_GT(last, first);
+    EXPECT_LT(temperature, 0.8);
   }
 }
 

@@ -323,7 +323,7 @@ TEST(PolicyFiles, ErrorsSayBothSides) {
   expect_input_error(with("config", huge.dump()), {"broken", "holds"});
   Json wider = config_to_json(settings);
   wider["network"]["mlp"] = 13;
-  expect_input_error(with("config", wider.dump()), {"broken", "linear1"});
+  expect_input_error(with("config", wider.dump()), {"broken", "adaLN2", "[24]", "[26]"});
 }
 
 }  // namespace
