@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/base/sha256.h"
+#include "core/base/text.h"
 #include "core/io/atomic_file.h"
 #include "core/io/safetensors.h"
 
@@ -84,6 +85,9 @@ ModelConfig read_model_config(const fs::path& folder) {
                                                 "class_names", "sampling", "tokenizer", "generator", "files"});
     }
   }
+  for (const std::string& name : config.class_names)
+    if (!is_name(name))
+      throw InputError(cat(where, ": class_names: \"", one_line(name), "\" is empty or holds control characters"));
   if (config.image_size < 1 || config.image_size > 16384)
     throw InputError(cat(where, ": image_size must be 1..16384, got ", config.image_size));
   if (config.preprocessing != "adm-center-crop")
@@ -108,6 +112,8 @@ ModelConfig read_model_config(const fs::path& folder) {
 }
 
 void write_model_config(const fs::path& folder, ModelConfig config) {
+  if (!config.name.empty() && !is_name(config.name)) throw InputError(cat(folder.string(), ": the model's name \"", one_line(config.name),
+                                                  "\" must be UTF-8 without control characters; rename the folder"));
   config.tokenizer = config_of_part<TokenizerConfig>(folder / "tokenizer.safetensors");
   config.generator = config_of_part<GeneratorConfig>(folder / "generator.safetensors");
   std::vector<fs::path> parts;
@@ -138,6 +144,17 @@ void copy_missing_parts(const fs::path& from, const fs::path& to) {
     copy.write(source->data(), source->size());
     copy.commit();
   }
+}
+
+SafetensorsFile open_part(const fs::path& folder, const ModelConfig& config, const std::string& name) {
+  SafetensorsFile file = SafetensorsFile::open(folder / name);
+  const auto known = config.files.find(name);
+  const MappedFile& bytes = *file.mapping();
+  if (known == config.files.end() || bytes.size() > kHashedAtStart) return file;
+  if (const std::string actual = sha256_hex(bytes.data(), bytes.size()); actual != known->second)
+    throw InputError(cat(file.path().string(), ": has hash ", actual.substr(0, 12), "..., config.json says ",
+                         known->second.substr(0, 12), "...; the file is damaged or was replaced, fetch or train it again"));
+  return file;
 }
 
 std::vector<std::string> verify_model(const fs::path& folder, const ModelConfig& config) {

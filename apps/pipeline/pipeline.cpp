@@ -7,27 +7,36 @@
 #include <cmath>
 
 #include "core/base/log.h"
+#include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
+#include "tokenizer/shapes.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
 
 namespace {
 
-template <class Module>
-void load_part(Module& module, const fs::path& file) {
+// The sizes are compared before `Module` is built: what config.json asks for, a file of that size must stand behind.
+template <class Module, class PartConfig>
+Module load_part(const SafetensorsFile& file, const PartConfig& config, const ShapeMap& shapes) {
+  check_shapes(file, shapes);
+  TensorMap tensors;
+  for (const TensorEntry& entry : file.entries()) tensors.emplace(entry.name, read_tensor(file, entry));
+  check_finite(tensors, file.path().string());
   const at::NoGradGuard no_grad;
-  load_module_state(*module, read_tensors(file), file.string());
+  Module module(config);
+  load_module_state(*module, tensors, file.path().string());
   for (auto& parameter : module->parameters()) parameter.set_requires_grad(false);
   module->eval();
+  return module;
 }
 
 }  // namespace
 
 Tokenizer open_tokenizer(const fs::path& folder, const ModelConfig& config, at::Device device) {
   if (!config.tokenizer) throw InputError(cat(folder.string(), ": holds no tokenizer"));
-  Tokenizer tokenizer(*config.tokenizer);
-  load_part(tokenizer, folder / "tokenizer.safetensors");
+  Tokenizer tokenizer = load_part<Tokenizer>(open_part(folder, config, "tokenizer.safetensors"), *config.tokenizer,
+                                             tokenizer_shapes(*config.tokenizer));
   tokenizer->to(device);
   tokenizer->prepare_for_inference();
   return tokenizer;
@@ -37,9 +46,10 @@ Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarTyp
   Pipeline out(read_model_config(folder), device);
   if (!out.config_.generator)
     throw InputError(cat(folder.string(), ": holds no generator; train one with `adanat train generator`"));
+  out.folder_ = folder.string();
   out.tokenizer_ = open_tokenizer(folder, out.config_, device);
-  out.generator_ = Generator(*out.config_.generator);
-  load_part(out.generator_, folder / "generator.safetensors");
+  out.generator_ = load_part<Generator>(open_part(folder, out.config_, "generator.safetensors"), *out.config_.generator,
+                                        generator_shapes(*out.config_.generator));
   out.generator_->to(device, dtype);
   return out;
 }
@@ -70,9 +80,13 @@ BatchResult Pipeline::generate(const BatchRequest& request, const Schedule& sche
   const auto count = int64_t(request.classes.size());
   const at::Tensor classes = at::tensor(request.classes, at::kLong).to(device_);
   const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong).to(device_);
-  const at::Tensor tokens =
-      sample(*generator_, plain_start(*generator_, classes, request.seed, index), schedule, observers);
-  return {tokens.cpu(), decode(tokens)};
+  const SamplerStart start = plain_start(*generator_, classes, request.seed, index);
+  try {
+    const at::Tensor tokens = sample(*generator_, start, schedule, observers);
+    return {tokens.cpu(), decode(tokens)};
+  } catch (const RunError& e) {
+    throw RunError(cat(folder_, ": ", e.what()));
+  }
 }
 
 at::Tensor Pipeline::decode(const at::Tensor& tokens) { return decode_to_bytes(*tokenizer_, tokens.to(device_)); }

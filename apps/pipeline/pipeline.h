@@ -39,6 +39,7 @@ class Pipeline {
   // a policy for these steps, else cosine (said in a note).
   std::unique_ptr<Schedule> schedule(const std::string& chosen, int64_t steps, const TableOptions& options) const;
 
+  // RunError naming the folder: the weights give a logit that is not a number.
   BatchResult generate(const BatchRequest& request, const Schedule& schedule,
                        const std::vector<SamplerObserver*>& observers = {});
   // tokens (B, N) i64, any device -> (B, 3, S, S) u8 on the CPU.
@@ -47,6 +48,7 @@ class Pipeline {
  private:
   Pipeline(ModelConfig config, at::Device device) : config_(std::move(config)), device_(device) {}
   ModelConfig config_;
+  std::string folder_;  // named in errors
   at::Device device_;
   Tokenizer tokenizer_{nullptr};
   Generator generator_{nullptr};

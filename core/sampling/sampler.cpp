@@ -7,6 +7,8 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/nonzero.h>
 
+#include <string_view>
+
 #include "core/base/error.h"
 
 namespace adanat {
@@ -75,6 +77,19 @@ Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::T
   return out;
 }
 
+constexpr const char* kBadLogit =
+    "a logit is not a number: the generator's weights are damaged, or too large for this dtype or guidance";
+
+// A NaN logit is no misuse of the operator, but weights that a person should hear about.
+kernels::DecodeStepResult decode_or_explain(const kernels::DecodeStepInput& input) {
+  try {
+    return kernels::decode_step(input);
+  } catch (const c10::Error& e) {
+    if (std::string_view(e.what_without_backtrace()).find("decode_step: NaN") == std::string_view::npos) throw;
+    throw RunError(kBadLogit);
+  }
+}
+
 }  // namespace
 
 SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
@@ -106,7 +121,7 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
     const Forward pass = one_row_per_class ? forward_plain(generator, start, guided)
                                            : forward(generator, start, tokens, guided);
     const Action action = schedule.next(state.get(), t, pass.features);
-    const kernels::DecodeStepResult result = kernels::decode_step({
+    const kernels::DecodeStepResult result = decode_or_explain({
         .logits = pass.logits,
         .logits_uncond = pass.logits_uncond,
         .tokens = tokens,
@@ -132,7 +147,7 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
   }
   // On a GPU a step marks what it cannot draw (a NaN logit) instead of asking the host; asked once, here.
   if (proposals.is_cuda() && proposals.numel() > 0 && proposals.max().item<int64_t>() >= generator.mask_id())
-    throw RunError("generate: a logit was not a number; the generator's weights or its input are damaged");
+    throw RunError(kBadLogit);
   return proposals;
 }
 

@@ -41,7 +41,7 @@ class SamplerObserver {
 // Runs under NoGradGuard (not InferenceMode: what observers keep may enter a backward pass later), the generator in
 // evaluation mode. Returns the final proposals (B, N) i64. Rows through the generator (promise 2): per step B, plus B
 // unconditional ones unless the schedule knows that the guidance is 0; at step 0 of a plain start only one per distinct
-// class, plus one. Throws c10::Error (CPU) or RunError (GPU, at the end) on a NaN logit.
+// class, plus one. RunError on a NaN logit: at the step it is drawn from, on a GPU at the end.
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
                   const std::vector<SamplerObserver*>& observers = {});
 
