@@ -14,7 +14,7 @@ TEST(Text, Utf8) {
 TEST(Text, Names) {
   EXPECT_TRUE(is_name("stop sign"));
   EXPECT_TRUE(is_name("\xc2\xa0"));  // the first character after the C1 controls
-  for (const std::string bad : {std::string(), std::string("a\0b", 3), std::string("a\n"), std::string("\x7f"), std::string("\xc2\x9b"), std::string("\xff")})
+  for (const std::string& bad : {std::string(), std::string("a\0b", 3), std::string("a\n"), std::string("\x7f"), std::string("\xc2\x9b"), std::string("\xff")})
     EXPECT_FALSE(is_name(bad)) << bad;
 }
 
