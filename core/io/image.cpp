@@ -99,6 +99,14 @@ void check_png_size(const PngChunk& header, const std::string& where) {
     throw_size(where, width, height);
 }
 
+// The decoder says of a GIF that is too large only that it is of no known type.
+void check_gif_size(std::span<const std::byte> bytes, const std::string& where) {
+  if (bytes.size() < 10) return;
+  const auto number = [&](size_t at) { return std::to_integer<uint64_t>(bytes[at]) | std::to_integer<uint64_t>(bytes[at + 1]) << 8; };
+  const uint64_t width = number(6), height = number(8), side = static_cast<uint64_t>(kMaxImageSide);
+  if (width > side || height > side) throw_size(where, width, height);
+}
+
 }  // namespace
 
 Image decode_image(std::span<const std::byte> bytes, const std::string& where) {
@@ -108,7 +116,10 @@ Image decode_image(std::span<const std::byte> bytes, const std::string& where) {
     check_png_size(read_png_chunks(bytes, where).front(), where);
     return decode_with_stb(bytes, where, "PNG");
   }
-  if (text.starts_with("GIF8")) return decode_with_stb(bytes, where, "GIF");
+  if (text.starts_with("GIF8")) {
+    check_gif_size(bytes, where);
+    return decode_with_stb(bytes, where, "GIF");
+  }
   if (text.starts_with("BM")) return decode_with_stb(bytes, where, "BMP");
   if (text.size() > 2 && text[0] == 'P' && (text[1] == '2' || text[1] == '3' || text[1] == '5' || text[1] == '6'))
     return PnmReader(text, where).read();
