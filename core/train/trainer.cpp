@@ -1,5 +1,6 @@
 #include "core/train/trainer.h"
 
+#include <c10/util/Exception.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -230,6 +231,20 @@ void check_finite(const Recipe& recipe, const fs::path& out, int64_t step) {
                        "; lower the learning rate or resume from an earlier checkpoint in ", out.string()));
 }
 
+// Measures and draws with the weights as they are. What LibTorch and the operators refuse then (a logit that is not a
+// number, say) comes of weights that are finite still but have run away.
+template <class Work>
+void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work) {
+  try {
+    work();
+  } catch (const c10::Error& e) {
+    const std::string why = e.what_without_backtrace();
+    throw RunError(cat("train ", recipe.name(), ": the weights after step ", step, " give no usable result (",
+                       why.substr(0, why.find('\n')), "); lower the learning rate or resume from an earlier checkpoint in ",
+                       out.string()));
+  }
+}
+
 // The step after which broken images are reported: the end of the first pass over the data, or of the next whole one
 // where the run was resumed within the first; 0 = they were reported before.
 int64_t health_report_step(const Recipe& recipe, int64_t start) {
@@ -367,13 +382,15 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
     }
     const double pause = monotonic_seconds();
     if (due(loop.evaluate_every, done) || last) {
-      const Scalars measured = recipe.evaluate();
+      Scalars measured;
+      use_weights(recipe, out, done, [&] { measured = recipe.evaluate(); });
       if (!measured.empty()) {
         log.scalars(done, "evaluate", measured);
         note(cat("step ", done, ": ", brief(measured)));
       }
     }
-    if (due(loop.sample_every, done) || last) write_samples(recipe, log, out, done);
+    if (due(loop.sample_every, done) || last)
+      use_weights(recipe, out, done, [&] { write_samples(recipe, log, out, done); });
     if (due(loop.checkpoint_every, done) || last) save_all(done);
     log.flush();
     interval_began += monotonic_seconds() - pause;  // images per second are of the updates alone

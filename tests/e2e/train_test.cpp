@@ -67,7 +67,7 @@ class Shapes : public ::testing::Test {
     make_shapes(*dir_ / "shapes", 40);
     const std::string d = dir_->path().string();
     const std::string classifier =
-        "train classifier --quiet --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
+        "train classifier --quiet --dtype float32 --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
         " --set model.blocks=[1,1] --set model.stem_width=8 --set batch_size=16 --set loop.steps=30 ";
     expect_ok(classifier + "--out " + d + "/features");
     expect_ok(classifier + "--set role=measure --seed 5 -m " + d + "/features/model --out " + d + "/measure");

@@ -70,7 +70,10 @@ class ToyRecipe : public Recipe {
     return {{{"loss", at::scalar_tensor(shown)}}, 1};
   }
   Scalars evaluate() override { return {{"size", weights_.detach().square().sum().item<double>()}}; }
-  std::vector<NamedImage> samples() override { return {{"samples", Image{1, 1, {1, 2, 3}}}}; }
+  std::vector<NamedImage> samples() override {
+    TORCH_CHECK(weights_.detach().abs().max().item<double>() < 1e20, "a logit is NaN");
+    return {{"samples", Image{1, 1, {1, 2, 3}}}};
+  }
   void save(TensorMap& out) const override {
     out["w"] = weights_.detach();
     if (ballast > 0) out["ballast"] = at::zeros({ballast});
@@ -323,6 +326,18 @@ TEST_F(Trainer, WeightsThatAreNoNumbersSpareTheModel) {
   EXPECT_EQ(names_in(out_ / "checkpoints"), std::vector<std::string>{"step-4"});
   const TensorMap model = read_tensors(out_ / "model" / "toy.safetensors");
   EXPECT_CLOSE(model.at("w"), state_of(newest_checkpoint(out_)).at("w"), 0);
+}
+
+TEST_F(Trainer, WeightsThatRanAwayAreNamedByTheirStep) {
+  ToyConfig config;
+  config.optimizer.learning_rate = 1e30, config.optimizer.warmup = 0;
+  config.loop.steps = 1;
+  ToyRecipe recipe(config);
+  const std::string message = message_of<RunError>([&] { run_training(recipe, out_, false); });
+  EXPECT_NE(message.find("train toy: the weights after step 1"), std::string::npos) << message;
+  EXPECT_NE(message.find("a logit is NaN"), std::string::npos) << message;
+  EXPECT_EQ(message.find('\n'), std::string::npos) << "one line";
+  EXPECT_FALSE(fs::exists(out_ / "model"));
 }
 
 TEST_F(Trainer, LogLinesAreKeptAfterResume) {
