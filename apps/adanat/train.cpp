@@ -21,14 +21,14 @@ namespace {
 
 struct TrainOptions {
   std::string config, data, out, model, init;
-  std::optional<std::string> held_out;
+  std::optional<std::string> held_out, dtype;
   std::vector<std::string> overrides;
   std::optional<int64_t> seed;
   bool resume = false;
   ComputeOptions compute;
 };
 
-// The config file with --set, --data, --held-out and --seed on top.
+// The config file with --set, --data, --held-out, --seed and --dtype on top.
 Json load_config(const TrainOptions& o) {
   Json j = o.config.empty() ? Json::object() : read_json_file(o.config);
   if (!j.is_object()) throw InputError(cat(o.config, ": must hold one JSON object"));
@@ -39,6 +39,7 @@ Json load_config(const TrainOptions& o) {
   if (!o.data.empty()) j["data"] = o.data;
   if (o.held_out) j["held_out"] = *o.held_out;
   if (o.seed) j["seed"] = *o.seed;
+  if (o.dtype) j["dtype"] = *o.dtype;
   return j;
 }
 
@@ -125,7 +126,9 @@ void train_tokenizer(const TrainOptions& o) {
   note(data->describe());
   const auto held_out = open_held_out(config.held_out, config.data);
   std::shared_ptr<FeatureNet> perceptual;
-  if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
+  if (!config.features.empty())
+    perceptual = load_feature_net(config.features);
+  else if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
     perceptual = load_feature_net(fs::path(o.model) / "features.safetensors");
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
@@ -138,8 +141,7 @@ void train_tokenizer(const TrainOptions& o) {
 SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults) {
   return [tokenizer, defaults](GeneratorImpl& generator) mutable {
     const int64_t count = std::min<int64_t>(64, std::max<int64_t>(16, generator.config().classes));
-    const at::Device device = generator.parameters().front().device();
-    const at::Tensor index = at::arange(count, at::TensorOptions().dtype(at::kLong).device(device));
+    const at::Tensor index = at::arange(count, at::kLong);
     const auto schedule = make_table_schedule("cosine", cosine_table(defaults.steps, defaults.table));
     const at::Tensor tokens =
         sample(generator, plain_start(generator, index % generator.config().classes, 42, index), *schedule);
@@ -180,6 +182,7 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
   command->add_option("--init", o->init, "model folder to start from");
   command->add_flag("--resume", o->resume, "go on from the newest checkpoint in --out");
   command->add_option("--seed", o->seed, "seed; default: the config's");
+  command->add_option("--dtype", o->dtype, "auto, float32 or bfloat16; default: the config's, else auto");
   o->compute.add_to(*command, /*with_dtype=*/false);
   command->footer("Config keys:\n" + config_keys + "\nExample:\n  " + example);
   command->callback([o, run] {

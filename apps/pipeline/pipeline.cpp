@@ -78,8 +78,8 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
 BatchResult Pipeline::generate(const BatchRequest& request, const Schedule& schedule,
                                const std::vector<SamplerObserver*>& observers) {
   const auto count = int64_t(request.classes.size());
-  const at::Tensor classes = at::tensor(request.classes, at::kLong).to(device_);
-  const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong).to(device_);
+  const at::Tensor classes = at::tensor(request.classes, at::kLong);  // plain_start takes them to the device
+  const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong);
   const SamplerStart start = plain_start(*generator_, classes, request.seed, index);
   try {
     const at::Tensor tokens = sample(*generator_, start, schedule, observers);

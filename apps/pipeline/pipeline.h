@@ -32,6 +32,7 @@ class Pipeline {
   const ModelConfig& config() const { return config_; }
   at::Device device() const { return device_; }
   GeneratorImpl& generator() { return *generator_; }
+  TokenizerImpl& tokenizer() { return *tokenizer_; }
   // SHA-256 of generator.safetensors as config.json has it: what the images' metadata names.
   const std::string& model_hash() const;
 

@@ -16,9 +16,19 @@ struct SamplerStart {
   at::Tensor seed;         // (B) i64
   at::Tensor image_index;  // (B) i64: a seed and an index are an image, whatever the batch
   bool plain = false;      // every token is hidden in every sample (then step 0 needs one row per distinct class)
+
+  // Which classes `condition` holds, found before the loop so that no step asks a GPU for it. plain_start fills it in;
+  // left empty, or made for another `condition`, the loop looks for itself.
+  struct Classes {
+    at::Tensor of;        // the `condition` that this describes
+    at::Tensor distinct;  // (K) i64, ascending
+    at::Tensor row_of;    // (B) i64: condition[i] = distinct[row_of[i]]
+  };
+  Classes classes = {};
 };
 
-// Plain generation: everything hidden. classes (B) i64 in [0, classes), image indices first, first+1, ...
+// Plain generation: everything hidden. classes (B) i64 in [0, classes), image_index (B) i64; on the CPU or the generator's
+// device, where all of the start lies. Classes that come from the CPU cost a GPU no round trip.
 SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
                          const at::Tensor& image_index);
 

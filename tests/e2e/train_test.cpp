@@ -67,7 +67,7 @@ class Shapes : public ::testing::Test {
     make_shapes(*dir_ / "shapes", 40);
     const std::string d = dir_->path().string();
     const std::string classifier =
-        "train classifier --quiet --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
+        "train classifier --quiet --dtype float32 --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
         " --set model.blocks=[1,1] --set model.stem_width=8 --set batch_size=16 --set loop.steps=30 ";
     expect_ok(classifier + "--out " + d + "/features");
     expect_ok(classifier + "--set role=measure --seed 5 -m " + d + "/features/model --out " + d + "/measure");
@@ -109,6 +109,10 @@ TEST_F(Shapes, RunFoldersHoldWhatTheyPromise) {
   for (const char* name : {"tokenizer", "generator", "features", "measure"})
     EXPECT_TRUE(fs::exists(model() + "/" + name + ".safetensors")) << name;
   EXPECT_EQ(adanat_run(*dir_, "info --verify " + model()).status, 0);
+  // The precision was settled when the run began, and says by what.
+  const Json config = read_json_file(path("generator/config.json"));
+  EXPECT_TRUE(config["dtype"] == "float32" || config["dtype"] == "bfloat16") << config["dtype"];
+  EXPECT_GT(config["run"]["dtype_timings"]["bfloat16_seconds"].get<double>(), 0);
 }
 
 TEST_F(Shapes, GeneratesEveryKindOfOutput) {
@@ -165,7 +169,7 @@ TEST_F(Shapes, MeasuresWithItsOwnNetwork) {
 }
 
 TEST_F(Shapes, StopsOnSigtermAndResumesToTheSameBits) {
-  const std::string base = "train generator --quiet -t 1 --data " + path("tokens.safetensors") + " -m " +
+  const std::string base = "train generator --quiet -t 1 --dtype float32 --data " + path("tokens.safetensors") + " -m " +
                            path("tokenizer/model") + kSmallGenerator + " --set loop.checkpoint_every=20 --set loop.steps=";
   expect_ok(base + "40 --out " + path("whole"));
   // The learning-rate law is constant after the warm-up, so a run of 20 and its continuation are the run of 40.
@@ -208,6 +212,8 @@ TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
   expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("generator"), "--resume");
   expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set model.widht=3", "unknown key \"model.widht\"");
   expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set batch_size=1.5", "batch_size must be an integer");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --dtype float8", "dtype must be auto, float32 or bfloat16");
+  expect("train tokenizer --data " + path("shapes") + " --out " + path("new") + " --set features=" + path("none.safetensors"), "none.safetensors");
   EXPECT_FALSE(fs::exists(path("new")));
   EXPECT_FALSE(fs::exists(path("x.png")));
   for (const char* help : {"--help", "generate --help", "train --help", "train generator -h", "eval -h", "tokenize encode -h", "info -h", "--version"})
