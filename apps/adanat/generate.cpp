@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 namespace {
 
 struct GenerateOptions {
-  std::string model, output, classes, schedule, grid, save_tokens, trace, preview;
+  std::string model, output, classes, schedule, policy, grid, save_tokens, trace, preview;
   int64_t count = 1, steps = 0, seed = 42, first_index = 0, batch_size = 16;
   std::optional<double> guidance, temperature, sampling_temperature;
   std::optional<std::string> guidance_curve;
@@ -255,7 +255,7 @@ void run_generate(const GenerateOptions& o) {
   Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
   const ModelConfig& config = pipeline.config();
   const TableOptions table = table_options(o, config.sampling.table);
-  const auto schedule = pipeline.schedule(o.schedule, o.steps, table);
+  const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
   refuse_table_flags(o, *schedule);
   for (const int64_t cells : {output.rows(), output.columns()})
     if (cells * (config.image_size + 2) > kMaxImageSide)
@@ -351,6 +351,7 @@ void add_generate(CLI::App& app) {
   command->add_option("--schedule", o->schedule,
                       "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
                       "policy, else cosine");
+  command->add_option("--policy", o->policy, "policy file for --schedule adaptive; default: the model's");
   command->add_option("--guidance", o->guidance, "guidance scale of a table, 0 = none; default: the model's");
   command->add_option("--guidance-curve", o->guidance_curve, "linear or constant");
   command->add_option("--temperature", o->temperature, "re-mask temperature of a table");

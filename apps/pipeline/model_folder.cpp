@@ -6,6 +6,7 @@
 #include "core/base/text.h"
 #include "core/io/atomic_file.h"
 #include "core/io/safetensors.h"
+#include "policy/policy_schedule.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
@@ -135,10 +136,20 @@ void write_model_config(const fs::path& folder, ModelConfig config) {
   write_file_atomic(folder / kConfigFile, j.dump(2) + "\n");
 }
 
+std::optional<fs::path> policy_for(const fs::path& folder, int64_t steps) {
+  if (steps > 0 && fs::exists(folder / policy_file_name(steps))) return folder / policy_file_name(steps);
+  const fs::path any = folder / policy_file_name(0);
+  if (fs::exists(any) && read_policy(any).settings.fits(steps)) return any;
+  return std::nullopt;
+}
+
 void copy_missing_parts(const fs::path& from, const fs::path& to) {
+  // A policy belongs to its generator: it does not come along to another one.
+  const bool new_generator = fs::exists(to / "generator.safetensors");
   for (const auto& entry : fs::directory_iterator(from)) {
     const fs::path target = to / entry.path().filename();
     if (!is_part(entry.path()) || fs::exists(target)) continue;
+    if (new_generator && entry.path().filename().string().starts_with("policy-")) continue;
     AtomicFile copy(target);  // durable, and it says so where the disk is full
     const auto source = MappedFile::open(entry.path());
     copy.write(source->data(), source->size());

@@ -54,7 +54,11 @@ ModelConfig read_model_config(const std::filesystem::path& folder);
 // hashes taken; format and program are set. Name, image size, classes and sampling come from `config`.
 void write_model_config(const std::filesystem::path& folder, ModelConfig config);
 
+// The folder's policy for this many steps: policy-T{steps}.safetensors, else policy-any.safetensors where it covers them.
+std::optional<std::filesystem::path> policy_for(const std::filesystem::path& folder, int64_t steps);
+
 // Copies the parts of `from` that `to` does not have: a stage of training adds its own part to those it was given.
+// Policies are left out where `to` has a generator of its own.
 void copy_missing_parts(const std::filesystem::path& from, const std::filesystem::path& to);
 
 // Files up to this size are compared with their hash at every start: some hundredths of a second. Larger ones by

@@ -12,6 +12,7 @@
 
 #include "core/base/sha256.h"
 #include "core/features/classifier.h"
+#include "core/features/vit.h"
 #include "core/nn/module_state.h"
 
 namespace adanat {
@@ -38,6 +39,7 @@ class ClassifierFeatures : public FeatureNet {
   }
   std::string kind() const override { return "classifier"; }
   std::vector<std::string> taps() const override { return ClassifierNet::tap_names(net_->config()); }
+  int64_t image_size() const override { return net_->config().image_size; }
   std::vector<at::Tensor> forward(const at::Tensor& images, const std::vector<std::string>& taps) override {
     return net_->forward(images, taps);
   }
@@ -139,15 +141,18 @@ std::unique_ptr<FeatureNet> load_feature_net(const std::filesystem::path& file) 
   const TensorMap tensors = read_tensors(file, &metadata);
   std::string kind = metadata["kind"];
   if (kind.empty() && tensors.contains("net.slice1.0.weight")) kind = "lpips-vgg";
+  if (kind.empty() && has_vit_layout(tensors)) kind = "vit";
   std::unique_ptr<FeatureNet> net;
   if (kind == "classifier")
     net = std::make_unique<ClassifierFeatures>(file.string(), tensors, metadata);
   else if (kind == "lpips-vgg")
     net = std::make_unique<LpipsVgg>(file.string(), tensors);
+  else if (kind == "vit")
+    net = make_vit_features(tensors, metadata, file.string());
   else
     throw InputError(cat(file.string(), kind.empty() ? ": is no feature network: its metadata has no kind"
                                                      : cat(": is a feature network of the unknown kind ", kind),
-                         "; known kinds: classifier, lpips-vgg"));
+                         "; known kinds: classifier, lpips-vgg, vit"));
   net->file_hash_ = sha256_file(file.string());
   return net;
 }

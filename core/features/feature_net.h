@@ -13,7 +13,7 @@ namespace adanat {
 class FeatureNet {
  public:
   virtual ~FeatureNet();
-  virtual std::string kind() const = 0;               // "classifier", "lpips-vgg"
+  virtual std::string kind() const = 0;               // "classifier", "lpips-vgg", "vit"
   virtual std::vector<std::string> taps() const = 0;  // from the first layer to the last
   // images (B, 3, H, W) float in [0, 1]; the network's own preprocessing is applied here. Differentiable towards the images.
   // Returns the taps in the order asked: "pool" and "logits" are (B, F), all others (B, C, h, w). Layers behind the
@@ -22,6 +22,8 @@ class FeatureNet {
   // Weight (C) of each channel of a spatial tap in the perceptual distance; undefined where the kind has none.
   virtual at::Tensor channel_weight(const std::string& tap) const;
   virtual void to(at::Device device) = 0;
+  // Side of the square that images are resized to; 0 = they are taken as they come.
+  virtual int64_t image_size() const { return 0; }
   // SHA-256 of the file it was read from.
   const std::string& file_hash() const { return file_hash_; }
 
@@ -33,7 +35,7 @@ class FeatureNet {
 };
 
 // Reads a safetensors file. Its kind is the metadata key "kind"; a file without one whose keys are those of the lpips
-// package is taken for "lpips-vgg".
+// package is taken for "lpips-vgg", one with the keys of timm's vision transformers for "vit".
 //
 // classifier   Written by the classifier recipe (core/features/classifier_recipe.h). Metadata: "config" (JSON of
 //              ClassifierConfig with sizes and preprocessing), "format" "1". Taps: stem, stage1..stageK, pool, logits.
@@ -43,6 +45,7 @@ class FeatureNet {
 //              (1, C, 1, 1), optionally scaling_layer.{shift,scale} and the copies lins.{i}.*, which are ignored.
 //              Taps: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3. Images are scaled to [-1, 1], then with LPIPS's shift
 //              and scale; they are not resized; sides must be 16 or more.
+// vit          A ViT in timm's layout (core/features/vit.h), known by its keys or its kind. Taps: position, block<i>.
 // InputError naming the file: unknown kind, a newer format, missing, surplus or misshapen tensors.
 std::unique_ptr<FeatureNet> load_feature_net(const std::filesystem::path& file);
 

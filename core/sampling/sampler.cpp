@@ -134,6 +134,7 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
     const bool one_row_per_class = t == 0 && start.plain && start.condition.dim() == 1;
     const Forward pass = one_row_per_class ? forward_plain(generator, start, guided)
                                            : forward(generator, start, tokens, guided);
+    schedule.see_tokens(state.get(), tokens);
     const Action action = schedule.next(state.get(), t, pass.features);
     const kernels::DecodeStepResult result = decode_or_explain({
         .logits = pass.logits,
