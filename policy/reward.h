@@ -41,7 +41,7 @@ class Reward {
   // Whether there is anything to train; train_step may be called only then.
   virtual bool trains() const { return false; }
   // One update by the reward's own optimizer: real images up, fake ones down. The two batches may differ in
-  // size. RunError if the loss is not finite (nothing has been changed then).
+  // size. RunError if the loss or its gradient is not finite (weights and vectors keep their values then).
   virtual RewardReport train_step(const at::Tensor& real_images, const at::Tensor& real_conditions,
                                   const at::Tensor& fake_images, const at::Tensor& fake_conditions);
 
