@@ -48,8 +48,8 @@ TEST(Vit, GoldenTiny) {
   const auto net = make_vit_features(vit_tensors({}, "dino.model.model."), {{"heads", "4"}}, "tiny");
   EXPECT_EQ(net->taps(), (std::vector<std::string>{"position", "block0", "block1", "block2", "block3"}));
   EXPECT_EQ(net->image_size(), 224);
-  expect_golden(*net, "vit_tiny.img40", testing::input_float("vit.img40", {2, 3, 40, 40}, 1), 4);
-  expect_golden(*net, "vit_tiny.img256", testing::input_float("vit.img256", {1, 3, 256, 256}, 1), 4);
+  expect_golden(*net, "vit_tiny.img40", testing::input_u("vit.img40", {2, 3, 40, 40}), 4);
+  expect_golden(*net, "vit_tiny.img256", testing::input_u("vit.img256", {1, 3, 256, 256}), 4);
   expect_golden(*net, "vit_tiny.img224", testing::input_u("vit.img224", {1, 3, 224, 224}), 4);
 }
 
@@ -58,7 +58,7 @@ TEST(Vit, GoldenSmall) {
   const auto net =
       make_vit_features(vit_tensors({.width = 384, .depth = 12}, "dino.model.model."), {}, "small");
   EXPECT_EQ(net->taps(), (std::vector<std::string>{"position", "block2", "block5", "block8", "block11"}));
-  expect_golden(*net, "vit_small.img256", testing::input_float("vit.img256", {1, 3, 256, 256}, 1), 24);
+  expect_golden(*net, "vit_small.img256", testing::input_u("vit.img256", {1, 3, 256, 256}), 24);
 }
 
 TEST(Vit, BarePrefixAndClassifierHeadGiveTheSame) {
