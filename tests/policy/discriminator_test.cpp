@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_svd.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/rand.h>
@@ -104,6 +105,9 @@ TEST(SpectralConv, TrainingForwardsFindTheLargestSingularValue) {
   for (int i = 0; i < 60; ++i) EXPECT_EQ(conv.forward(x).sizes(), (at::IntArrayRef{1, 7, 6, 6}));
   const at::Tensor singular = std::get<1>(at::linalg_svd(conv.weight().flatten(1), false));
   EXPECT_NEAR(singular[0].item<double>(), 1.0, 1e-3);
+  module_state(conv)
+      .at("weight_u")
+      .copy_(at::full({7}, std::sqrt(1.0 / 7)));  // a vector that a turn would move
   conv.eval();
   const TensorMap before = module_state(conv);
   const at::Tensor u = before.at("weight_u").clone(), first = conv.forward(x);
