@@ -3,6 +3,7 @@
 // random weights.
 //   reward_bench [MODEL_FOLDER] [BATCH]   (default models/signs, 64)
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -70,7 +71,7 @@ int main(int argc, char** argv) try {
       load_feature_net(context.features)->forward(at::rand({1, 3, 32, 32}), {"logits"})[0].size(1);
   const at::Tensor real = at::rand({batch, 3, 32, 32}), fake = at::rand({batch, 3, 32, 32});
   const at::Tensor classes = at::randint(0, context.classes, {batch}, at::kLong);
-  for (const std::string kind : {"conv", "features", "projected", "confidence", "frechet"}) {
+  for (const std::string kind : {"confidence", "frechet", "conv", "features", "projected"}) {
     RewardConfig config;
     config.kinds = {kind};
     config.vit = vit.string();
