@@ -32,6 +32,7 @@ class ClassifierFeatures : public FeatureNet {
       throw InputError(cat(where, ": has format ", format->second, ", this program reads format 1; use a newer one"));
     net_ = std::make_shared<ClassifierNet>(
         config_from_json<ClassifierConfig>(parse_json(config->second, where), where + ": config"));
+    check_finite(tensors, where);
     const at::NoGradGuard no_grad;
     load_module_state(*net_, tensors, where);
     net_->freeze();
