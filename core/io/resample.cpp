@@ -11,7 +11,9 @@ namespace {
 
 constexpr int kFractionBits = 32 - 8 - 2;  // 8 bits of pixel, 2 bits of headroom for the negative lobes
 
-double box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
+double box(double x) {
+  return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+}
 
 double bicubic(double x) {
   constexpr double a = -0.5;
@@ -21,7 +23,8 @@ double bicubic(double x) {
   return 0.0;
 }
 
-// For each output position the first input position, how many, and their fixed-point weights (stride values apart).
+// For each output position the first input position, how many, and their fixed-point weights (stride values
+// apart).
 struct Weights {
   struct Range {
     int first, count;
@@ -31,7 +34,8 @@ struct Weights {
   int stride = 0;
 };
 
-// The order of the floating-point operations is Pillow's: another order would change the last bit of some weights.
+// The order of the floating-point operations is Pillow's: another order would change the last bit of some
+// weights.
 Weights make_weights(int in_size, int out_size, Filter filter) {
   double (*const function)(double) = filter == Filter::kBox ? box : bicubic;
   const double scale = static_cast<double>(in_size) / out_size;
@@ -63,7 +67,9 @@ Weights make_weights(int in_size, int out_size, Filter filter) {
   return weights;
 }
 
-uint8_t to_pixel(int fixed) { return static_cast<uint8_t>(std::clamp(fixed >> kFractionBits, 0, 255)); }
+uint8_t to_pixel(int fixed) {
+  return static_cast<uint8_t>(std::clamp(fixed >> kFractionBits, 0, 255));
+}
 
 constexpr int kHalf = 1 << (kFractionBits - 1);
 
@@ -121,7 +127,8 @@ Image resample_columns(const Image& in, int height, Filter filter) {
 void check(const Image& image) {
   if (image.width < 1 || image.height < 1 ||
       image.rgb.size() != static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3)
-    throw RunError(cat("an image of ", image.width, "x", image.height, " with ", image.rgb.size(), " bytes is inconsistent"));
+    throw RunError(cat("an image of ", image.width, "x", image.height, " with ", image.rgb.size(),
+                       " bytes is inconsistent"));
 }
 
 }  // namespace
@@ -131,7 +138,8 @@ Image resample(const Image& image, int width, int height, Filter filter) {
   if (width < 1 || height < 1) throw RunError(cat("cannot resize an image to ", width, "x", height));
   if (width == image.width) return height == image.height ? image : resample_columns(image, height, filter);
   if (height == image.height) return resample_rows(image, width, filter);
-  // The order of the passes is visible in the last bit (each rounds to 8 bits): Pillow's rule, new in version 13.
+  // The order of the passes is visible in the last bit (each rounds to 8 bits): Pillow's rule, new in
+  // version 13.
   const int fewer_rows = image.height - height, fewer_columns = image.width - width;
   if (fewer_rows > 0 && fewer_rows > 2 * static_cast<int64_t>(fewer_columns))
     return resample_rows(resample_columns(image, height, filter), width, filter);
@@ -152,25 +160,30 @@ Image adm_center_crop(const Image& image, int size) {
   if (std::min(current->width, current->height) != size) {
     const double scale = static_cast<double>(size) / std::min(current->width, current->height);
     // nearbyint rounds half to even, as Python's round does.
-    const double width = std::nearbyint(current->width * scale), height = std::nearbyint(current->height * scale);
+    const double width = std::nearbyint(current->width * scale),
+                 height = std::nearbyint(current->height * scale);
     // A sliver (1 x 16384) enlarged to the size could ask for any amount of memory.
     if (width * height > static_cast<double>(kMaxImagePixels))
-      throw InputError(cat("an image of ", image.width, "x", image.height, " is too long and narrow to be scaled to ", size));
+      throw InputError(cat("an image of ", image.width, "x", image.height,
+                           " is too long and narrow to be scaled to ", size));
     take(resample(*current, static_cast<int>(width), static_cast<int>(height), Filter::kBicubic));
   }
-  if (current->width == size && current->height == size) return current == &image ? image : std::move(resized);
+  if (current->width == size && current->height == size)
+    return current == &image ? image : std::move(resized);
   return crop(*current, (current->width - size) / 2, (current->height - size) / 2, size, size);
 }
 
 Image crop(const Image& image, int left, int top, int width, int height) {
   check(image);
-  if (left < 0 || top < 0 || width < 1 || height < 1 || width > image.width - left || height > image.height - top)
-    throw RunError(cat("the window ", width, "x", height, " at (", left, ", ", top, ") is not inside an image of ",
-                       image.width, "x", image.height));
+  if (left < 0 || top < 0 || width < 1 || height < 1 || width > image.width - left ||
+      height > image.height - top)
+    throw RunError(cat("the window ", width, "x", height, " at (", left, ", ", top,
+                       ") is not inside an image of ", image.width, "x", image.height));
   Image out = make_image(width, height);
   for (int y = 0; y < height; ++y)
     std::memcpy(out.rgb.data() + static_cast<size_t>(y) * width * 3,
-                image.rgb.data() + (static_cast<size_t>(top + y) * image.width + left) * 3, static_cast<size_t>(width) * 3);
+                image.rgb.data() + (static_cast<size_t>(top + y) * image.width + left) * 3,
+                static_cast<size_t>(width) * 3);
   return out;
 }
 

@@ -12,33 +12,55 @@ namespace adanat {
 
 at::ScalarType scalar_type_of(DType dtype, const std::string& where) {
   switch (dtype) {
-    case DType::kBool: return at::kBool;
-    case DType::kU8: return at::kByte;
-    case DType::kI8: return at::kChar;
-    case DType::kI16: return at::kShort;
-    case DType::kF16: return at::kHalf;
-    case DType::kBF16: return at::kBFloat16;
-    case DType::kI32: return at::kInt;
-    case DType::kF32: return at::kFloat;
-    case DType::kF64: return at::kDouble;
-    case DType::kI64: return at::kLong;
-    default: throw InputError(cat(where, ": dtype ", name_of(dtype), " is not supported here"));
+    case DType::kBool:
+      return at::kBool;
+    case DType::kU8:
+      return at::kByte;
+    case DType::kI8:
+      return at::kChar;
+    case DType::kI16:
+      return at::kShort;
+    case DType::kF16:
+      return at::kHalf;
+    case DType::kBF16:
+      return at::kBFloat16;
+    case DType::kI32:
+      return at::kInt;
+    case DType::kF32:
+      return at::kFloat;
+    case DType::kF64:
+      return at::kDouble;
+    case DType::kI64:
+      return at::kLong;
+    default:
+      throw InputError(cat(where, ": dtype ", name_of(dtype), " is not supported here"));
   }
 }
 
 DType dtype_of(at::ScalarType type) {
   switch (type) {
-    case at::kBool: return DType::kBool;
-    case at::kByte: return DType::kU8;
-    case at::kChar: return DType::kI8;
-    case at::kShort: return DType::kI16;
-    case at::kHalf: return DType::kF16;
-    case at::kBFloat16: return DType::kBF16;
-    case at::kInt: return DType::kI32;
-    case at::kFloat: return DType::kF32;
-    case at::kDouble: return DType::kF64;
-    case at::kLong: return DType::kI64;
-    default: throw RunError(cat("a tensor of type ", c10::toString(type), " cannot be written to a file"));
+    case at::kBool:
+      return DType::kBool;
+    case at::kByte:
+      return DType::kU8;
+    case at::kChar:
+      return DType::kI8;
+    case at::kShort:
+      return DType::kI16;
+    case at::kHalf:
+      return DType::kF16;
+    case at::kBFloat16:
+      return DType::kBF16;
+    case at::kInt:
+      return DType::kI32;
+    case at::kFloat:
+      return DType::kF32;
+    case at::kDouble:
+      return DType::kF64;
+    case at::kLong:
+      return DType::kI64;
+    default:
+      throw RunError(cat("a tensor of type ", c10::toString(type), " cannot be written to a file"));
   }
 }
 
@@ -53,7 +75,8 @@ at::Tensor read_tensor(const SafetensorsFile& file, const TensorEntry& entry) {
     return copy;
   }
   // The deleter's copy of the pointer keeps the file mapped for as long as the tensor lives.
-  return at::from_blob(const_cast<std::byte*>(bytes), entry.shape, [keep = file.mapping()](void*) {}, options);
+  return at::from_blob(
+      const_cast<std::byte*>(bytes), entry.shape, [keep = file.mapping()](void*) {}, options);
 }
 
 TensorMap read_tensors(const std::filesystem::path& path, Metadata* metadata) {

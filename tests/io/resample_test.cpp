@@ -39,7 +39,8 @@ std::vector<uint8_t> sliced(const Image& image, int stride) {
   std::vector<uint8_t> out;
   for (int y = 0; y < image.height; y += stride)
     for (int x = 0; x < image.width; x += stride)
-      for (int c = 0; c < 3; ++c) out.push_back(image.rgb[(static_cast<size_t>(y) * image.width + x) * 3 + c]);
+      for (int c = 0; c < 3; ++c)
+        out.push_back(image.rgb[(static_cast<size_t>(y) * image.width + x) * 3 + c]);
   return out;
 }
 
@@ -68,7 +69,8 @@ TEST_F(Preprocess, AdmTransformEqualsPillow) {
     EXPECT_EQ(sliced(result, stride), stored(key)) << key;
     EXPECT_EQ(sliced(adm_center_crop(smooth_image(noise), size), stride), stored(key + ".smooth")) << key;
     if (size != 256) continue;
-    EXPECT_EQ(std::vector<uint8_t>(result.rgb.begin(), result.rgb.begin() + 3 * 256), stored(key + ".row0")) << key;
+    EXPECT_EQ(std::vector<uint8_t>(result.rgb.begin(), result.rgb.begin() + 3 * 256), stored(key + ".row0"))
+        << key;
     int64_t sum = 0, expected = 0;
     for (const uint8_t value : result.rgb) sum += value;
     std::memcpy(&expected, stored(key + ".sum").data(), 8);
@@ -85,7 +87,8 @@ TEST_F(Preprocess, FiltersEqualPillow) {
     int width = 0, height = 0;
     if (std::sscanf(entry.name.c_str(), "filter.%15[a-z]_%dx%d", filter, &width, &height) != 3) continue;
     ++cases;
-    const Image result = resample(image, width, height, std::string(filter) == "box" ? Filter::kBox : Filter::kBicubic);
+    const Image result =
+        resample(image, width, height, std::string(filter) == "box" ? Filter::kBox : Filter::kBicubic);
     EXPECT_EQ(result.rgb, stored(entry.name)) << entry.name;
   }
   EXPECT_EQ(cases, 10);
@@ -126,7 +129,9 @@ TEST(CropTest, TakesTheWindow) {
   const Image part = crop(image, 2, 1, 3, 2);
   ASSERT_EQ(part.rgb.size(), 18u);
   for (int y = 0; y < 2; ++y)
-    for (int i = 0; i < 9; ++i) EXPECT_EQ(part.rgb[static_cast<size_t>(y * 9 + i)], image.rgb[static_cast<size_t>((y + 1) * 18 + 6 + i)]);
+    for (int i = 0; i < 9; ++i)
+      EXPECT_EQ(part.rgb[static_cast<size_t>(y * 9 + i)],
+                image.rgb[static_cast<size_t>((y + 1) * 18 + 6 + i)]);
   EXPECT_EQ(crop(image, 0, 0, 6, 4).rgb, image.rgb);
   EXPECT_THROW(crop(image, 4, 0, 3, 1), RunError);
   EXPECT_THROW(crop(image, -1, 0, 3, 1), RunError);
@@ -138,7 +143,8 @@ TEST(FlipTest, MirrorsAndIsItsOwnInverse) {
   const Image image = testing::test_image(5, 3);
   const Image mirrored = flip_horizontal(image);
   EXPECT_NE(mirrored.rgb, image.rgb);
-  for (int c = 0; c < 3; ++c) EXPECT_EQ(mirrored.rgb[static_cast<size_t>(c)], image.rgb[static_cast<size_t>(12 + c)]);
+  for (int c = 0; c < 3; ++c)
+    EXPECT_EQ(mirrored.rgb[static_cast<size_t>(c)], image.rgb[static_cast<size_t>(12 + c)]);
   EXPECT_EQ(flip_horizontal(mirrored).rgb, image.rgb);
 }
 
