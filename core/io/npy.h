@@ -1,9 +1,9 @@
 // numpy's .npy and .npz files: statistics (mu, sigma), sample batches (arr_0), token caches. Free of torch.
 //
-// Layout of .npy: "\x93NUMPY", version (1.0, 2.0 or 3.0), header length (u16 or u32), a Python dict literal with the keys
-// descr, fortran_order and shape, then the elements. .npz: a zip archive of such members named <array>.npy.
-// Object arrays hold pickles and are refused; so are big-endian numbers, texts, dates and structures.
-// Source: numpy lib/format.py (NEP 1).
+// Layout of .npy: "\x93NUMPY", version (1.0, 2.0 or 3.0), header length (u16 or u32), a Python dict literal
+// with the keys descr, fortran_order and shape, then the elements. .npz: a zip archive of such members named
+// <array>.npy. Object arrays hold pickles and are refused; so are big-endian numbers, texts, dates and
+// structures. Source: numpy lib/format.py (NEP 1).
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -28,7 +28,8 @@ struct NpyHeader {
   uint64_t bytes() const;      // count() * size_of(dtype); fits 63 bits
 };
 
-// Reads a header from the first bytes of a file (all of it, or at least kMaxNpyHeader). InputError naming `where`.
+// Reads a header from the first bytes of a file (all of it, or at least kMaxNpyHeader). InputError naming
+// `where`.
 inline constexpr size_t kMaxNpyHeader = 65536;
 NpyHeader parse_npy_header(std::span<const std::byte> bytes, const std::string& where);
 
@@ -46,7 +47,8 @@ struct NpyArray {
   std::vector<int64_t> as_int64() const;
 };
 
-// An array read row by row (a row = one index of the first axis), for arrays larger than memory. Not thread-safe.
+// An array read row by row (a row = one index of the first axis), for arrays larger than memory. Not
+// thread-safe.
 class NpyStream {
  public:
   DType dtype() const { return header_.dtype; }
@@ -54,7 +56,8 @@ class NpyStream {
   int64_t rows() const { return header_.shape.empty() ? 1 : header_.shape[0]; }
   uint64_t row_bytes() const { return row_bytes_; }
   int64_t position() const { return position_; }  // rows read so far
-  // The next `rows` rows, row-major, into rows * row_bytes() bytes. InputError: damaged data. RunError: fewer are left.
+  // The next `rows` rows, row-major, into rows * row_bytes() bytes. InputError: damaged data. RunError: fewer
+  // are left.
   void read(void* out, int64_t rows);
 
  private:
@@ -76,14 +79,17 @@ class NpzFile {
   static NpzFile open(const std::filesystem::path& path);
   explicit NpzFile(const std::filesystem::path& path) : NpzFile(open(path)) {}
 
-  const std::vector<std::string>& names() const { return names_; }  // in the order of the archive, without ".npy"
+  const std::vector<std::string>& names() const {
+    return names_;
+  }  // in the order of the archive, without ".npy"
   bool contains(std::string_view name) const;
-  // dtype and shape alone: inflates no more than the header. InputError: no such array (names those there are), damaged,
-  // the member is shorter or longer than its shape needs.
+  // dtype and shape alone: inflates no more than the header. InputError: no such array (names those there
+  // are), damaged, the member is shorter or longer than its shape needs.
   NpyHeader header(std::string_view name) const;
   // The whole array, CRC checked. InputError as above, or more than max_bytes.
   NpyArray array(std::string_view name, uint64_t max_bytes = uint64_t{4} << 30) const;
-  // InputError as above, and for Fortran order with more than one axis (rows do not follow one another there).
+  // InputError as above, and for Fortran order with more than one axis (rows do not follow one another
+  // there).
   NpyStream stream(std::string_view name) const;
   const std::filesystem::path& path() const { return zip_.path(); }
 
@@ -99,13 +105,16 @@ class NpzFile {
 NpyArray read_npy(const std::filesystem::path& path, uint64_t max_bytes = uint64_t{4} << 30);
 NpyStream open_npy(const std::filesystem::path& path);
 
-// The bytes of a version 1.0 header, as numpy writes it (padded so that the elements start at a multiple of 64).
+// The bytes of a version 1.0 header, as numpy writes it (padded so that the elements start at a multiple of
+// 64).
 std::string npy_header(DType dtype, const std::vector<int64_t>& shape);
 
-// Writes arrays (row-major; TensorBytes: name, dtype, shape, bytes) in the order given under a temporary name, then renames.
-// `deflate` compresses (numpy.savez_compressed). Equal content gives equal bytes. InputError: unwritable path. RunError:
-// a size that contradicts the shape, BF16 (numpy has none), a name twice, disk full.
-void write_npz(const std::filesystem::path& path, const std::vector<TensorBytes>& arrays, bool deflate = false);
+// Writes arrays (row-major; TensorBytes: name, dtype, shape, bytes) in the order given under a temporary
+// name, then renames. `deflate` compresses (numpy.savez_compressed). Equal content gives equal bytes.
+// InputError: unwritable path. RunError: a size that contradicts the shape, BF16 (numpy has none), a name
+// twice, disk full.
+void write_npz(const std::filesystem::path& path, const std::vector<TensorBytes>& arrays,
+               bool deflate = false);
 void write_npy(const std::filesystem::path& path, const TensorBytes& array);
 
 }  // namespace adanat

@@ -1,8 +1,9 @@
-// Reading .zip archives in place: members as byte ranges of a mapping, nothing is ever extracted to disk. And writing them.
+// Reading .zip archives in place: members as byte ranges of a mapping, nothing is ever extracted to disk. And
+// writing them.
 //
-// Read: stored and deflated members, zip64. Refused: encryption, other methods, several disks, members that overlap, whose
-// local header contradicts the central directory, or that are there twice.
-// Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3 to 4.5.
+// Read: stored and deflated members, zip64. Refused: encryption, other methods, several disks, members that
+// overlap, whose local header contradicts the central directory, or that are there twice. Source: PKWARE
+// APPNOTE.TXT 6.3.10, sections 4.3 to 4.5.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -34,8 +35,9 @@ bool is_zip(std::span<const std::byte> bytes);
 // An open archive. Cheap to copy (one shared mapping); const methods are safe from several threads.
 class ZipFile {
  public:
-  // Reads and checks the central directory and every local header: all sizes lie inside the file before anything of that
-  // size is allocated. InputError naming the file, and the member where it is one member's fault.
+  // Reads and checks the central directory and every local header: all sizes lie inside the file before
+  // anything of that size is allocated. InputError naming the file, and the member where it is one member's
+  // fault.
   static ZipFile open(const std::filesystem::path& path);
   static ZipFile open(std::shared_ptr<const MappedFile> file);
 
@@ -46,7 +48,8 @@ class ZipFile {
   std::span<const std::byte> data(const ZipEntry& entry) const;
   // The content, inflated if need be, its CRC checked. InputError: more than max_bytes, damaged.
   std::string read(const ZipEntry& entry, uint64_t max_bytes) const;
-  // InputError if the content of a stored member does not have the CRC of the directory. Reads it once from end to end.
+  // InputError if the content of a stored member does not have the CRC of the directory. Reads it once from
+  // end to end.
   void check_crc(const ZipEntry& entry) const;
   std::shared_ptr<const MappedFile> mapping() const { return file_; }
   const std::filesystem::path& path() const { return file_->path(); }
@@ -57,8 +60,8 @@ class ZipFile {
   std::shared_ptr<const std::map<std::string_view, size_t>> index_;
 };
 
-// The content of one member from its first byte to its last, in pieces of any size, so that members larger than memory can
-// be read. Not thread-safe, cannot be copied.
+// The content of one member from its first byte to its last, in pieces of any size, so that members larger
+// than memory can be read. Not thread-safe, cannot be copied.
 class ZipStream {
  public:
   ZipStream(const ZipFile& file, const ZipEntry& entry);
@@ -67,8 +70,8 @@ class ZipStream {
   ZipStream& operator=(ZipStream&&) noexcept;
 
   uint64_t left() const;  // bytes of content not read yet
-  // The next `size` bytes. InputError naming the member: fewer are left, the compressed data is damaged, or, with the last
-  // byte of the content, the CRC is wrong.
+  // The next `size` bytes. InputError naming the member: fewer are left, the compressed data is damaged, or,
+  // with the last byte of the content, the CRC is wrong.
   void read(void* out, size_t size);
 
  private:
@@ -76,8 +79,9 @@ class ZipStream {
   std::unique_ptr<State> state_;
 };
 
-// Writes an archive under a temporary name, renamed by commit(). Equal content gives equal bytes: no times are stored.
-// Members above 4 GiB get zip64 fields. Not thread-safe. Errors: those of AtomicFile; RunError for a name twice.
+// Writes an archive under a temporary name, renamed by commit(). Equal content gives equal bytes: no times
+// are stored. Members above 4 GiB get zip64 fields. Not thread-safe. Errors: those of AtomicFile; RunError
+// for a name twice.
 class ZipWriter {
  public:
   explicit ZipWriter(const std::filesystem::path& path);
