@@ -367,7 +367,7 @@ TEST(PthTest, RandomDamageIsNoticedOrHarmless) {
   Damage damage(11);
   for (const char* name : {"mixed_zip.pth", "mixed_legacy.pth", "policy_legacy.pth", "numpy_scalar.pth"}) {
     const std::string bytes = read_file(checkpoints() / name);
-    for (int i = 0; i < 300; ++i) {
+    for (int i = 0; i < 150; ++i) {
       std::string broken = damage.apply(bytes);
       if (i % 5 == 0) broken.resize(damage.next(broken.size()));
       std::ofstream(dir / "b.pth", std::ios::binary) << broken;
