@@ -424,6 +424,10 @@ NpyStream NpzFile::stream(std::string_view name) const {
   return out;
 }
 
+void NpzFile::verify() const {
+  for (const ZipEntry& entry : zip_.entries()) zip_.check_crc(entry);
+}
+
 NpyStream open_npy(const std::filesystem::path& path) {
   NpyStream out;
   out.where_ = path.string();

@@ -91,6 +91,8 @@ class NpzFile {
   // InputError as above, and for Fortran order with more than one axis (rows do not follow one another
   // there).
   NpyStream stream(std::string_view name) const;
+  // Checks the CRC of every member; InputError names the first that is wrong.
+  void verify() const;
   const std::filesystem::path& path() const { return zip_.path(); }
 
  private:

@@ -180,6 +180,7 @@ TEST(NpzTest, RoundTripStoredAndDeflated) {
     stream.read(images.data() + 96, 3);
     EXPECT_EQ(images, arrays.images);
     EXPECT_EQ(stream.position(), 5);
+    file.verify();
     EXPECT_THROW(stream.read(images.data(), 1), RunError);
     expect_input_error([&] { file.array("sigma_s"); }, {"a.npz", "sigma_s", "mu, sigma, arr_0"});
     expect_input_error([&] { file.array("mu", 23); }, {"a.npz: mu", "24 bytes", "23"});
@@ -280,6 +281,17 @@ TEST_F(ZipDamageTest, EveryFieldIsChecked) {
   expect_refused(with(end() + 12, four), {"outside"});
   expect_refused(with(end() + 16, four), {"outside"});
   expect_refused(with(end() + 4, std::string("\x01", 1)), {"several disks"});
+}
+
+TEST_F(ZipDamageTest, CheckCrcReadsBothKinds) {
+  for (const auto& [name, offset] : {std::pair{"first", 3}, std::pair{"second", 10}}) {
+    write(bytes_);
+    const uint64_t begin = ZipFile::open(dir_ / "z.zip").find(name)->begin;
+    write(with(static_cast<size_t>(begin) + offset, "!"));
+    const ZipFile file = ZipFile::open(dir_ / "z.zip");
+    expect_input_error([&] { file.check_crc(*file.find(name)); }, {name});
+    file.check_crc(*file.find(std::string(name) == "first" ? "second" : "first"));
+  }
 }
 
 TEST_F(ZipDamageTest, MembersMustNotOverlap) {

@@ -156,11 +156,16 @@ TEST(PthTest, ContentDecidesNotTheName) {
 TEST(PthTest, SettingsOfAPolicyFile) {
   const PthFile file = PthFile::open(checkpoints() / "policy_zip.pth");
   // The Namespace is a plain map; its keys and kinds as they were saved.
-  bool seen = false;
-  for (const auto& [name, value] : file.scalars())
-    seen = seen || name.ends_with(".heu") || name.ends_with(".gen_steps");
-  EXPECT_TRUE(seen);
+  const auto& s = file.scalars();
+  EXPECT_EQ(s.at("args.heu").integer, 1);
+  EXPECT_EQ(s.at("args.gen_steps").integer, 8);
+  EXPECT_EQ(s.at("args.upd_set.0").text, "manual_gen_ratios");
+  EXPECT_EQ(s.at("args.lr").real, 1e-5);
+  EXPECT_EQ(s.at("args.resume").kind, PthScalar::Kind::kNone);
+  EXPECT_EQ(s.at("optimizer.param_groups.0.betas.1").real, 0.999);
+  EXPECT_EQ(s.at("scaler.scale").real, 65536);
   EXPECT_TRUE(file.refused().empty());
+  EXPECT_EQ(PthFile::open(checkpoints() / "numpy_scalar.pth").scalars().at("best").real, 1.5);
 }
 
 TEST(PthTest, SharedStoragesAreShared) {
