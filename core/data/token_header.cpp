@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "core/base/error.h"
+#include "core/base/printable.h"
 
 namespace adanat {
 namespace {
@@ -32,8 +33,9 @@ TokenHeader read_token_header(const SafetensorsFile& file) {
     return found->second;
   };
   if (text("format") != kTokenFormat)
-    throw InputError(cat(where, ": has the format \"", text("format"), "\", but this program reads \"",
-                         kTokenFormat, "\"; use a matching version of the program"));
+    throw InputError(cat(where, ": has the format \"", printable(text("format")),
+                         "\", but this program reads \"", kTokenFormat,
+                         "\"; use a matching version of the program"));
   TokenHeader result;
   const std::string& grid = text("grid");
   const size_t cross = grid.find('x');
@@ -41,10 +43,11 @@ TokenHeader read_token_header(const SafetensorsFile& file) {
   const auto width =
       cross == std::string::npos ? std::nullopt : to_int(std::string_view(grid).substr(cross + 1));
   if (!height || !width)
-    throw InputError(cat(where, ": metadata \"grid\" must read HEIGHTxWIDTH, not \"", grid, "\""));
+    throw InputError(cat(where, ": metadata \"grid\" must read HEIGHTxWIDTH, not \"", printable(grid), "\""));
   const auto vocab = to_int(text("vocab"));
   if (!vocab)
-    throw InputError(cat(where, ": metadata \"vocab\" must be a number, not \"", text("vocab"), "\""));
+    throw InputError(
+        cat(where, ": metadata \"vocab\" must be a number, not \"", printable(text("vocab")), "\""));
   result.grid_height = *height;
   result.grid_width = *width;
   result.vocab = *vocab;

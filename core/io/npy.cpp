@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "core/base/error.h"
+#include "core/base/printable.h"
 #include "core/io/float16.h"
 
 namespace adanat {
@@ -359,14 +360,14 @@ bool NpzFile::contains(std::string_view name) const {
 }
 
 std::string NpzFile::where(std::string_view name) const {
-  return cat(path().string(), ": ", name);
+  return cat(path().string(), ": ", printable(name));
 }
 
 const ZipEntry& NpzFile::entry(std::string_view name) const {
   if (const ZipEntry* found = zip_.find(cat(name, ".npy"))) return *found;
   std::string list;
-  for (size_t i = 0; i < names_.size() && i < 8; ++i) list += (i == 0 ? "" : ", ") + names_[i];
-  throw InputError(cat(path().string(), ": has no array \"", name, "\"; it holds ",
+  for (size_t i = 0; i < names_.size() && i < 8; ++i) list += (i == 0 ? "" : ", ") + printable(names_[i]);
+  throw InputError(cat(path().string(), ": has no array \"", printable(name), "\"; it holds ",
                        names_.empty() ? "none" : list,
                        names_.size() > 8 ? cat(" and ", names_.size() - 8, " more") : ""));
 }

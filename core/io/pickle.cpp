@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "core/base/error.h"
+#include "core/base/printable.h"
 #include "core/io/float16.h"
 
 namespace adanat {
@@ -165,13 +166,6 @@ T load_le(const std::byte* bytes) {
   for (size_t i = sizeof(T); i > 0; --i)
     value = static_cast<T>(value << 8 | std::to_integer<T>(bytes[i - 1]));
   return value;
-}
-
-// For messages: nothing unprintable, not too long.
-std::string printable(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 100)) out += c >= ' ' && c < 127 ? c : '?';
-  return out;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "core/base/error.h"
+#include "core/base/printable.h"
 #include "core/io/zip.h"
 
 namespace adanat {
@@ -86,7 +87,8 @@ void PthFile::State::open_zip(UnknownNames unknown) {
     const size_t slash = entry.name.find('/');
     if (slash == std::string::npos || entry.name.substr(slash) != "/data.pkl") continue;
     if (main != nullptr)
-      throw InputError(cat(where, ": holds two objects (", main->name, " and ", entry.name, ")"));
+      throw InputError(
+          cat(where, ": holds two objects (", printable(main->name), " and ", printable(entry.name), ")"));
     main = &entry;
   }
   if (main == nullptr)
@@ -112,7 +114,7 @@ void PthFile::State::open_zip(UnknownNames unknown) {
   }
   pickle = Pickle::parse(bytes, where, unknown);
   if (pickle->size() != bytes.size())
-    throw InputError(cat(where, ": bytes follow the pickle in ", main->name));
+    throw InputError(cat(where, ": bytes follow the pickle in ", printable(main->name)));
 
   // A deflated storage is inflated into memory; what all of them may take together is bounded by the file.
   uint64_t inflated = 0;
@@ -124,11 +126,11 @@ void PthFile::State::open_zip(UnknownNames unknown) {
     }
     block.entry = zip->find(cat(prefix, "data/", storage.key));
     if (block.entry == nullptr)
-      throw InputError(
-          cat(where, ": the member ", prefix, "data/", storage.key, " is missing; the file is damaged"));
+      throw InputError(cat(where, ": the member ", printable(cat(prefix, "data/", storage.key)),
+                           " is missing; the file is damaged"));
     const uint64_t size = storage.total * (storage.untyped ? 1 : size_of(storage.dtype));
     if (block.entry->size != size)
-      throw InputError(cat(where, ": the member ", block.entry->name, " has ", block.entry->size,
+      throw InputError(cat(where, ": the member ", printable(block.entry->name), " has ", block.entry->size,
                            " bytes, its tensors need ", size, "; the file is damaged"));
     block.skip = storage.begin * (storage.untyped ? 1 : size_of(storage.dtype));
     if (block.entry->deflated) inflated += size;
@@ -236,7 +238,7 @@ void PthFile::State::flatten() {
       throw InputError(cat(where, ": the same objects are in it again and again; refused"));
     const auto scalar = [&](PthScalar value) {
       if (!scalars.emplace(path, std::move(value)).second)
-        throw InputError(cat(where, ": the key ", path, " is there twice"));
+        throw InputError(cat(where, ": the key ", printable(path), " is there twice"));
     };
     switch (p.kind(id)) {
       case Kind::kNone:
@@ -263,7 +265,7 @@ void PthFile::State::flatten() {
       case Kind::kTensor: {
         const Pickle::Tensor& t = p.tensor(id);
         if (!index.emplace(path, tensors.size()).second)
-          throw InputError(cat(where, ": the tensor ", path, " is there twice"));
+          throw InputError(cat(where, ": the tensor ", printable(path), " is there twice"));
         tensors.push_back({path, t.dtype, t.shape, t.strides, t.storage, t.offset});
         return;
       }
@@ -373,8 +375,8 @@ std::span<const std::byte> PthFile::storage(const PthTensor& tensor) const {
     block.bytes = all.subspan(static_cast<size_t>(block.skip), static_cast<size_t>(size));
   }
   if (block.bytes.size() != size)
-    throw InputError(
-        cat(state.where, ": ", tensor.name, ": its bytes cannot be found behind tensors of unknown types"));
+    throw InputError(cat(state.where, ": ", printable(tensor.name),
+                         ": its bytes cannot be found behind tensors of unknown types"));
   return block.bytes;
 }
 

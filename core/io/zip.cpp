@@ -7,6 +7,7 @@
 #include <set>
 
 #include "core/base/error.h"
+#include "core/base/printable.h"
 
 namespace adanat {
 namespace {
@@ -173,7 +174,7 @@ ZipFile ZipFile::open(std::shared_ptr<const MappedFile> file) {
                    load32(record + 16),
                    method == 8};
     uint64_t offset = load32(record + 42);
-    const std::string where = cat(path, ": member \"", entry.name, "\"");
+    const std::string where = cat(path, ": member \"", printable(entry.name), "\"");
     read_zip64(record + kCentralSize + name_size, static_cast<size_t>(extra_size), entry, offset, where);
     at += kCentralSize + name_size + extra_size + comment_size;
     if (!entry.name.empty() && entry.name.back() == '/' && entry.size == 0) continue;
@@ -195,12 +196,13 @@ ZipFile ZipFile::open(std::shared_ptr<const MappedFile> file) {
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
   for (size_t i = 1; i < extents.size(); ++i)
     if (extents[i].begin < extents[i - 1].end)
-      throw InputError(cat(path, ": the members \"", (*entries)[extents[i - 1].index].name, "\" and \"",
-                           (*entries)[extents[i].index].name, "\" overlap; the archive is damaged"));
+      throw InputError(cat(path, ": the members \"", printable((*entries)[extents[i - 1].index].name),
+                           "\" and \"", printable((*entries)[extents[i].index].name),
+                           "\" overlap; the archive is damaged"));
   auto index = std::make_shared<std::map<std::string_view, size_t>>();
   for (size_t i = 0; i < entries->size(); ++i)
     if (!index->emplace((*entries)[i].name, i).second)
-      throw InputError(cat(path, ": the member \"", (*entries)[i].name, "\" is there twice"));
+      throw InputError(cat(path, ": the member \"", printable((*entries)[i].name), "\" is there twice"));
 
   ZipFile result;
   result.file_ = std::move(file);
@@ -220,7 +222,7 @@ std::span<const std::byte> ZipFile::data(const ZipEntry& entry) const {
 
 std::string ZipFile::read(const ZipEntry& entry, uint64_t max_bytes) const {
   if (entry.size > max_bytes)
-    throw InputError(cat(path().string(), ": member \"", entry.name, "\": its ", entry.size,
+    throw InputError(cat(path().string(), ": member \"", printable(entry.name), "\": its ", entry.size,
                          " bytes are more than the ", max_bytes, " allowed"));
   std::string out(static_cast<size_t>(entry.size), '\0');
   ZipStream(*this, entry).read(out.data(), out.size());
@@ -237,8 +239,8 @@ void ZipFile::check_crc(const ZipEntry& entry) const {
   }
   const auto bytes = data(entry);
   if (crc_of(0, bytes.data(), bytes.size()) != entry.crc)
-    throw InputError(
-        cat(path().string(), ": member \"", entry.name, "\": its CRC-32 is wrong; the file is damaged"));
+    throw InputError(cat(path().string(), ": member \"", printable(entry.name),
+                         "\": its CRC-32 is wrong; the file is damaged"));
 }
 
 struct ZipStream::State {
@@ -277,7 +279,7 @@ struct ZipStream::State {
 
 ZipStream::ZipStream(const ZipFile& file, const ZipEntry& entry) : state_(std::make_unique<State>()) {
   state_->file = file.mapping();
-  state_->where = cat(file.path().string(), ": member \"", entry.name, "\"");
+  state_->where = cat(file.path().string(), ": member \"", printable(entry.name), "\"");
   state_->rest = file.data(entry);
   state_->left = entry.size;
   state_->expected_crc = entry.crc;

@@ -8,6 +8,7 @@
 #include <deque>
 
 #include "core/base/error.h"
+#include "core/base/printable.h"
 
 namespace adanat {
 
@@ -62,12 +63,12 @@ at::Tensor over_bytes(const std::byte* bytes, size_t size, DType dtype, at::Scal
 
 at::Tensor read_tensor(const SafetensorsFile& file, const TensorEntry& entry) {
   const at::ScalarType type =
-      scalar_type_of(entry.dtype, cat(file.mapping()->path().string(), ": tensor ", entry.name));
+      scalar_type_of(entry.dtype, cat(file.mapping()->path().string(), ": tensor ", printable(entry.name)));
   return over_bytes(file.data(entry), entry.end - entry.begin, entry.dtype, type, entry.shape, file.mapping());
 }
 
 at::Tensor read_tensor(const PthFile& file, const PthTensor& entry) {
-  const at::ScalarType type = scalar_type_of(entry.dtype, cat(file.path().string(), ": tensor ", entry.name));
+  const at::ScalarType type = scalar_type_of(entry.dtype, cat(file.path().string(), ": tensor ", printable(entry.name)));
   if (entry.count() == 0 || entry.contiguous()) {
     const auto bytes = file.storage(entry);
     return over_bytes(bytes.data() + entry.offset * size_of(entry.dtype), entry.count() * size_of(entry.dtype), entry.dtype,
@@ -95,7 +96,7 @@ TensorMap read_pth_tensors(const PthFile& file) {
     const bool aligned = reinterpret_cast<uintptr_t>(file.storage(tensor).data()) % size_of(tensor.dtype) == 0;
     if ((!tensor.contiguous() || !aligned) && (size > limit || (copied += size) > limit))
       throw InputError(cat(file.path().string(), ": its tensors would take more than ", limit, " bytes of memory (",
-                           tensor.name, " is one of those that stand for far more than is in the file); refused"));
+                           printable(tensor.name), " is one of those that stand for far more than is in the file); refused"));
     out.emplace(wrapped ? tensor.name.substr(kWrapper.size()) : tensor.name, read_tensor(file, tensor));
   }
   return out;

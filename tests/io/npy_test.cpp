@@ -330,6 +330,14 @@ TEST(NpzTest, CommentsAndFoldersAreAllowed) {
   EXPECT_EQ(NpzFile(dir / "a.npz").array("mu").as_float64(), std::vector<double>{4});
 }
 
+// Names of members go into messages, which are one line.
+TEST(NpzTest, NamesAreNotTrustedInMessages) {
+  const TempDir dir;
+  const double value = 4;
+  write_npz(dir / "a.npz", {{"m\nu\x1b[31m", DType::kF64, {}, &value, 8}});
+  expect_input_error([&] { NpzFile(dir / "a.npz").array("m\nu\x1b[31m", 7); }, {"m?u?[31m"});
+}
+
 // Members above 4 GiB: sparse files make them cheap to have, if not to check (no CRC is read here).
 TEST(NpzTest, MembersAboveFourGiB) {
   const TempDir dir;
