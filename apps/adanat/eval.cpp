@@ -21,7 +21,7 @@ namespace fs = std::filesystem;
 namespace {
 
 struct EvalOptions {
-  std::string model, images, reference, weights, metrics = "fd", protocol = "classifier", schedule;
+  std::string model, images, reference, weights, metrics = "fd", protocol = "classifier", schedule, policy;
   int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1;
   std::optional<double> guidance, temperature, sampling_temperature;
   std::optional<std::string> guidance_curve;
@@ -175,7 +175,7 @@ void run_eval(const EvalOptions& o) {
     if (o.guidance_curve) table.guidance_curve = *o.guidance_curve;
     if (o.temperature) table.temperature = *o.temperature;
     if (o.sampling_temperature) table.sampling_temperature = *o.sampling_temperature;
-    const auto schedule = pipeline.schedule(o.schedule, o.steps, table);
+    const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
     const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
     if (flags && !schedule->takes_table_options())
       throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
@@ -237,6 +237,7 @@ void add_eval(CLI::App& app) {
   command->add_flag("--tokenizer", o->tokenizer, "measure reconstructions of the images: FD, PSNR, SSIM, code usage");
   command->add_option("--steps", o->steps, "generation steps")->check(CLI::Range(1, 1000));
   command->add_option("--schedule", o->schedule, "as in generate");
+  command->add_option("--policy", o->policy, "as in generate");
   command->add_option("--guidance", o->guidance, "as in generate");
   command->add_option("--guidance-curve", o->guidance_curve, "as in generate");
   command->add_option("--temperature", o->temperature, "as in generate");

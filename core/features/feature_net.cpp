@@ -14,6 +14,7 @@
 #include "core/base/sha256.h"
 #include "core/features/classifier.h"
 #include "core/features/inception.h"
+#include "core/features/vit.h"
 #include "core/nn/module_state.h"
 
 namespace adanat {
@@ -33,12 +34,14 @@ class ClassifierFeatures : public FeatureNet {
       throw InputError(cat(where, ": has format ", format->second, ", this program reads format 1; use a newer one"));
     net_ = std::make_shared<ClassifierNet>(
         config_from_json<ClassifierConfig>(parse_json(config->second, where), where + ": config"));
+    check_finite(tensors, where);
     const at::NoGradGuard no_grad;
     load_module_state(*net_, tensors, where);
     net_->freeze();
   }
   std::string kind() const override { return "classifier"; }
   std::vector<std::string> taps() const override { return ClassifierNet::tap_names(net_->config()); }
+  int64_t image_size() const override { return net_->config().image_size; }
   std::vector<at::Tensor> forward(const at::Tensor& images, const std::vector<std::string>& taps) override {
     return net_->forward(images, taps);
   }
@@ -141,6 +144,7 @@ std::unique_ptr<FeatureNet> load_feature_net(const std::filesystem::path& file) 
   std::string kind = metadata["kind"];
   if (kind.empty() && tensors.contains("net.slice1.0.weight")) kind = "lpips-vgg";
   if (kind.empty() && InceptionNet::recognises(tensors)) kind = "inception";
+  if (kind.empty() && has_vit_layout(tensors)) kind = "vit";
   std::unique_ptr<FeatureNet> net;
   if (kind == "classifier")
     net = std::make_unique<ClassifierFeatures>(file.string(), tensors, metadata);
@@ -148,10 +152,12 @@ std::unique_ptr<FeatureNet> load_feature_net(const std::filesystem::path& file) 
     net = std::make_unique<LpipsVgg>(file.string(), tensors);
   else if (kind == "inception")
     net = std::make_unique<InceptionNet>(tensors, file.string());
+  else if (kind == "vit")
+    net = make_vit_features(tensors, metadata, file.string());
   else
     throw InputError(cat(file.string(), kind.empty() ? ": is no feature network: its metadata has no kind"
                                                      : cat(": is a feature network of the unknown kind ", kind),
-                         "; known kinds: classifier, lpips-vgg, inception"));
+                         "; known kinds: classifier, lpips-vgg, inception, vit"));
   net->file_hash_ = sha256_file(file.string());
   if (kind == "inception" && !is_published_inception(net->file_hash_))
     warning(cat(file.string(), ": these Inception weights are not the published file (SHA-256 ", net->file_hash_.substr(0, 8),
