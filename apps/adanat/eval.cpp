@@ -1,5 +1,5 @@
-// adanat eval --protocol classifier: FD and KD of generated, given or reconstructed images against a reference
-// (spec/cli.md, eval), under the model folder's `measure` network.
+// adanat eval --protocol classifier: FD and KD of generated, given or reconstructed images against a
+// reference (spec/cli.md, eval), under the model folder's `measure` network.
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
@@ -34,9 +34,13 @@ std::set<std::string> parse_metrics(const std::string& list) {
   for (size_t begin = 0; begin <= list.size();) {
     const size_t comma = std::min(list.find(',', begin), list.size());
     const std::string name = list.substr(begin, comma - begin);
-    if (name == "fd" || name == "fid") out.insert("fd");
-    else if (name == "kd" || name == "kid") out.insert("kd");
-    else throw InputError(cat("--metrics ", name, ": protocol classifier has fd and kd (fid and kid are read as these)"));
+    if (name == "fd" || name == "fid")
+      out.insert("fd");
+    else if (name == "kd" || name == "kid")
+      out.insert("kd");
+    else
+      throw InputError(
+          cat("--metrics ", name, ": protocol classifier has fd and kd (fid and kid are read as these)"));
     begin = comma + 1;
   }
   return out;
@@ -52,10 +56,12 @@ Figures compare(const MeasuredSet& set, const MeasuredSet& reference, const std:
   if (metrics.contains("kd")) {
     for (const MeasuredSet* s : {&set, &reference})
       if (s->count() < kKernelSubsetSize)
-        throw InputError(cat("--metrics kd: needs at least ", kKernelSubsetSize, " images on both sides, got ", s->count()));
-    const auto kd = kernel_distance(set.features(), reference.features(),
-                                    random_subsets(set.count(), kKernelSubsets, kKernelSubsetSize, 2020, 0),
-                                    random_subsets(reference.count(), kKernelSubsets, kKernelSubsetSize, 2020, 1));
+        throw InputError(cat("--metrics kd: needs at least ", kKernelSubsetSize,
+                             " images on both sides, got ", s->count()));
+    const auto kd =
+        kernel_distance(set.features(), reference.features(),
+                        random_subsets(set.count(), kKernelSubsets, kKernelSubsetSize, 2020, 0),
+                        random_subsets(reference.count(), kKernelSubsets, kKernelSubsetSize, 2020, 1));
     out.emplace_back("kd", kd.mean);
     *kernel_deviation = kd.deviation;
   }
@@ -112,15 +118,18 @@ void run_eval(const EvalOptions& o) {
     throw InputError(cat("--protocol ", o.protocol, ": this version measures with classifier only"));
   if (o.reference.empty()) throw InputError("--reference: give the images to compare with");
   if (o.images.empty() && o.model.empty()) throw InputError("give -m DIR to measure a model, or --images A");
-  if (!o.images.empty() && o.count > 0) throw InputError("--count: only for images made by -m DIR, not with --images");
+  if (!o.images.empty() && o.count > 0)
+    throw InputError("--count: only for images made by -m DIR, not with --images");
   if (o.model.empty() && o.weights.empty())
     throw InputError("--weights: give a measure.safetensors, or -m DIR with a folder that holds one");
   if (o.images.empty() && !o.tokenizer && o.count < 2)
     throw InputError("--count: say how many images to generate, at least 2");
   if (o.tokenizer && o.model.empty()) throw InputError("--tokenizer: give -m DIR with the tokenizer");
-  if (o.tokenizer && o.count > 0) throw InputError("--count: reconstructions are made of all images; leave it out");
+  if (o.tokenizer && o.count > 0)
+    throw InputError("--count: reconstructions are made of all images; leave it out");
   const auto metrics = parse_metrics(o.metrics);
-  const fs::path weights = o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
+  const fs::path weights =
+      o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
   if (!fs::exists(weights)) throw InputError(cat(weights.string(), ": no such file; give --weights"));
   const auto net = load_feature_net(weights);
   net->to(at::kCPU);
@@ -178,16 +187,20 @@ void run_eval(const EvalOptions& o) {
     const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
     const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
     if (flags && !schedule->takes_table_options())
-      throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
-                           "linear and halton; schedule ", schedule->name(), " brings its own"));
+      throw InputError(
+          cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
+              "linear and halton; schedule ",
+              schedule->name(), " brings its own"));
     for (int64_t r = 0; r < o.repeats; ++r)
-      runs.push_back(generate_and_measure(pipeline, o, *schedule, o.seed + r, *reference, *net, reference_set, metrics,
-                                          &kernel_deviation));
+      runs.push_back(generate_and_measure(pipeline, o, *schedule, o.seed + r, *reference, *net, reference_set,
+                                          metrics, &kernel_deviation));
     count = o.count;
     extra["schedule"] = schedule->name();
     extra["steps"] = schedule->steps();
-    if (schedule->takes_table_options()) extra["table"] = config_to_json(table);
-    else extra["actions"] = schedule->describe();
+    if (schedule->takes_table_options())
+      extra["table"] = config_to_json(table);
+    else
+      extra["actions"] = schedule->describe();
     extra["model_hash"] = pipeline.model_hash();
   }
 
@@ -196,8 +209,10 @@ void run_eval(const EvalOptions& o) {
   j["count"] = count;
   j["reference_count"] = reference_set.count();
   j["weights_sha256"] = net->file_hash();
-  if (o.images.empty() && !o.tokenizer) j["seed"] = o.seed;
-  else j["seed"] = nullptr;
+  if (o.images.empty() && !o.tokenizer)
+    j["seed"] = o.seed;
+  else
+    j["seed"] = nullptr;
   for (size_t m = 0; m < runs[0].size(); ++m) {
     const std::string& name = runs[0][m].first;
     double sum = 0, squares = 0;
@@ -226,15 +241,19 @@ void add_eval(CLI::App& app) {
   command->add_option("-m,--model", o->model, "model folder: what is measured, and the measure network");
   command->add_option("--count", o->count, "images to generate");
   command->add_option("--images", o->images, "measure these images instead");
-  command->add_option("--reference", o->reference, "dataset to compare with; #split and @begin:end may follow");
-  command->add_option("--metrics", o->metrics, "fd, kd (fid and kid are read as these)")->capture_default_str();
-  command->add_option("--protocol", o->protocol, "classifier: the folder's measure network")->capture_default_str();
+  command->add_option("--reference", o->reference,
+                      "dataset to compare with; #split and @begin:end may follow");
+  command->add_option("--metrics", o->metrics, "fd, kd (fid and kid are read as these)")
+      ->capture_default_str();
+  command->add_option("--protocol", o->protocol, "classifier: the folder's measure network")
+      ->capture_default_str();
   command->add_option("--weights", o->weights, "measure network; default: the model folder's");
   command->add_option("--repeats", o->repeats, "seeds s, s+1, ...: mean, standard deviation, values")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   command->add_flag("--skip-broken", o->skip_broken, "leave unreadable images out and count them");
-  command->add_flag("--tokenizer", o->tokenizer, "measure reconstructions of the images: FD, PSNR, SSIM, code usage");
+  command->add_flag("--tokenizer", o->tokenizer,
+                    "measure reconstructions of the images: FD, PSNR, SSIM, code usage");
   command->add_option("--steps", o->steps, "generation steps")->check(CLI::Range(1, 1000));
   command->add_option("--schedule", o->schedule, "as in generate");
   command->add_option("--policy", o->policy, "as in generate");
@@ -243,7 +262,9 @@ void add_eval(CLI::App& app) {
   command->add_option("--temperature", o->temperature, "as in generate");
   command->add_option("--sampling-temperature", o->sampling_temperature, "as in generate");
   command->add_option("-s,--seed", o->seed, "seed")->capture_default_str();
-  command->add_option("-b,--batch-size", o->batch_size, "images at a time")->capture_default_str()->check(CLI::Range(1, 65536));
+  command->add_option("-b,--batch-size", o->batch_size, "images at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
   o->compute.add_to(*command);
   command->footer(
       "Examples:\n"

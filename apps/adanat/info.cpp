@@ -1,5 +1,5 @@
-// adanat info PATH: what a model folder, checkpoint, tensor file (safetensors, PyTorch, numpy), token file, dataset or one of
-// our PNGs holds.
+// adanat info PATH: what a model folder, checkpoint, tensor file (safetensors, PyTorch, numpy), token file,
+// dataset or one of our PNGs holds.
 #include <cstdio>
 #include <filesystem>
 
@@ -56,7 +56,8 @@ std::string shown(std::string_view text) {
 }
 
 Json describe_pth(const fs::path& path, bool verify) {
-  // Names that no tensor needs are listed here instead of refused: this is the command to look at such a file with.
+  // Names that no tensor needs are listed here instead of refused: this is the command to look at such a file
+  // with.
   const PthFile file = PthFile::open(path, UnknownNames::kList);
   Json j;
   j["kind"] = cat("PyTorch file (", file.container(), ")");
@@ -64,7 +65,8 @@ Json describe_pth(const fs::path& path, bool verify) {
   uint64_t values = 0;
   for (const PthTensor& tensor : file.tensors()) {
     if (__builtin_add_overflow(values, tensor.count(), &values)) values = UINT64_MAX;
-    tensors.push_back({{"name", shown(tensor.name)}, {"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}});
+    tensors.push_back(
+        {{"name", shown(tensor.name)}, {"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}});
     if (verify) file.storage(tensor);
   }
   j["values"] = values;
@@ -77,11 +79,20 @@ Json describe_pth(const fs::path& path, bool verify) {
     for (const auto& [name, value] : file.scalars()) {
       Json& out = plain[shown(name)];
       switch (value.kind) {
-        case PthScalar::Kind::kNone: break;
-        case PthScalar::Kind::kBool: out = value.integer != 0; break;
-        case PthScalar::Kind::kInt: out = value.integer; break;
-        case PthScalar::Kind::kFloat: out = value.real; break;
-        case PthScalar::Kind::kText: out = shown(value.text); break;
+        case PthScalar::Kind::kNone:
+          break;
+        case PthScalar::Kind::kBool:
+          out = value.integer != 0;
+          break;
+        case PthScalar::Kind::kInt:
+          out = value.integer;
+          break;
+        case PthScalar::Kind::kFloat:
+          out = value.real;
+          break;
+        case PthScalar::Kind::kText:
+          out = shown(value.text);
+          break;
       }
     }
   }
@@ -169,7 +180,8 @@ Json describe_run(const fs::path& path) {
   j["kind"] = "training run";
   j["config"] = read_json_file((path / "config.json").string());
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(path / "checkpoints")) names.push_back(entry.path().filename());
+  for (const auto& entry : fs::directory_iterator(path / "checkpoints"))
+    names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   j["checkpoints"] = names;
   return j;
@@ -224,14 +236,16 @@ void print(const Json& j, int indent) {
       std::printf("%stensors: %zu\n", space.c_str(), value.size());
       for (const Json& t : value)
         std::printf("%s  %s %s %s\n", space.c_str(), t["name"].get<std::string>().c_str(),
-                    t["dtype"].get<std::string>().c_str(), shape_text(t["shape"].get<std::vector<int64_t>>()).c_str());
+                    t["dtype"].get<std::string>().c_str(),
+                    shape_text(t["shape"].get<std::vector<int64_t>>()).c_str());
     } else if (value.is_object()) {
       std::printf("%s%s:\n", space.c_str(), key.c_str());
       print(value, indent + 2);
     } else if (value.is_string()) {
       std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.get<std::string>().c_str());
     } else {
-      std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+      std::printf("%s%s: %s\n", space.c_str(), key.c_str(),
+                  value.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
     }
   }
 }
@@ -239,16 +253,23 @@ void print(const Json& j, int indent) {
 }  // namespace
 
 void add_info(CLI::App& app) {
-  auto* command = app.add_subcommand("info", "what a model folder, checkpoint, tensor file, token file, dataset or PNG holds");
+  auto* command = app.add_subcommand(
+      "info", "what a model folder, checkpoint, tensor file, token file, dataset or PNG holds");
   auto o = std::make_shared<InfoOptions>();
   command->add_option("path", o->path, "file or folder")->required();
-  command->add_flag("--verify", o->verify, "check the files of a model folder against their hashes, and the checksums inside PyTorch and numpy files");
+  command->add_flag("--verify", o->verify,
+                    "check the files of a model folder against their hashes, and the checksums inside "
+                    "PyTorch and numpy files");
   command->add_flag("--json", o->json, "as JSON");
-  command->footer("Examples:\n  adanat info models/signs --verify\n  adanat info out/00000.png\n  adanat info nnet_ema.pth --json");
+  command->footer(
+      "Examples:\n  adanat info models/signs --verify\n  adanat info out/00000.png\n  adanat info "
+      "nnet_ema.pth --json");
   command->callback([o] {
     const Json j = describe(*o);
-    if (o->json) std::printf("%s\n", j.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
-    else print(j, 0);
+    if (o->json)
+      std::printf("%s\n", j.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+    else
+      print(j, 0);
   });
 }
 

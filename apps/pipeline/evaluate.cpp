@@ -20,7 +20,9 @@ void MeasuredSet::add(const at::Tensor& images, const at::Tensor& labels) {
   }
 }
 
-at::Tensor MeasuredSet::features() const { return at::cat(kept_); }
+at::Tensor MeasuredSet::features() const {
+  return at::cat(kept_);
+}
 
 std::optional<double> MeasuredSet::accuracy() const {
   if (labelled_ == 0) return std::nullopt;

@@ -1,4 +1,5 @@
-// Measuring images with a model folder's `measure` network: protocol "classifier". Its figures are FD and KD, never FID.
+// Measuring images with a model folder's `measure` network: protocol "classifier". Its figures are FD and KD,
+// never FID.
 #pragma once
 #include <functional>
 #include <optional>

@@ -5,8 +5,8 @@
 
 namespace adanat {
 
-// The text with control characters (line ends, escape sequences) turned into '?', cut after 200 bytes: a message stays one
-// line, whatever a file calls its parts.
+// The text with control characters (line ends, escape sequences) turned into '?', cut after 200 bytes: a
+// message stays one line, whatever a file calls its parts.
 inline std::string printable(std::string_view text) {
   std::string out(text.substr(0, 200));
   for (char& c : out)

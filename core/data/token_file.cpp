@@ -17,11 +17,13 @@ namespace {
 namespace fs = std::filesystem;
 
 // A copy: the bytes of the file may be unaligned, and token files are small beside what is done with them.
-at::Tensor read_tensor(const SafetensorsFile& file, const std::string& name, DType dtype, at::ScalarType type, size_t rank) {
+at::Tensor read_tensor(const SafetensorsFile& file, const std::string& name, DType dtype, at::ScalarType type,
+                       size_t rank) {
   const TensorEntry& entry = file.at(name);
   if (entry.dtype != dtype || entry.shape.size() != rank)
-    throw InputError(cat(file.path().string(), ": \"", name, "\" is ", name_of(entry.dtype), " with ", entry.shape.size(),
-                         " dimensions, but ", name_of(dtype), " with ", rank, " was expected"));
+    throw InputError(cat(file.path().string(), ": \"", name, "\" is ", name_of(entry.dtype), " with ",
+                         entry.shape.size(), " dimensions, but ", name_of(dtype), " with ", rank,
+                         " was expected"));
   at::Tensor tensor = at::empty(entry.shape, type);
   if (tensor.numel() > 0) std::memcpy(tensor.mutable_data_ptr(), file.data(entry), tensor.nbytes());
   return tensor;
@@ -43,10 +45,13 @@ void check_content(const TokenFile& file, const Fail& fail) {
   const int64_t rows = file.tokens.size(0), positions = file.tokens.size(1);
   if (file.grid_height < 1 || file.grid_width < 1 || file.grid_height > 4096 || file.grid_width > 4096 ||
       file.grid_height * file.grid_width != positions)
-    fail(cat("\"tokens\" has ", positions, " tokens per image, but the grid is ", file.grid_height, "x", file.grid_width));
+    fail(cat("\"tokens\" has ", positions, " tokens per image, but the grid is ", file.grid_height, "x",
+             file.grid_width));
   if (file.vocab < 1 || file.vocab > INT32_MAX) fail(cat("vocab ", file.vocab, " is out of range"));
-  if (file.classes.size(0) != rows) fail(cat("\"classes\" has ", file.classes.size(0), " entries for ", rows, " images"));
-  if (file.flipped.size(0) != rows) fail(cat("\"flipped\" has ", file.flipped.size(0), " entries for ", rows, " images"));
+  if (file.classes.size(0) != rows)
+    fail(cat("\"classes\" has ", file.classes.size(0), " entries for ", rows, " images"));
+  if (file.flipped.size(0) != rows)
+    fail(cat("\"flipped\" has ", file.flipped.size(0), " entries for ", rows, " images"));
   check_range<int32_t>(file.tokens, "tokens", file.vocab, fail);
   const auto classes = static_cast<int64_t>(file.class_names.size());
   check_range<int64_t>(file.classes, "classes", classes > 0 ? classes : -1, fail);
@@ -76,12 +81,17 @@ TokenFile parse(const SafetensorsFile& file) {
 
 }  // namespace
 
-TokenFile read_token_file(const fs::path& path) { return parse(SafetensorsFile::open(path)); }
+TokenFile read_token_file(const fs::path& path) {
+  return parse(SafetensorsFile::open(path));
+}
 
 void write_token_file(const fs::path& path, const TokenFile& file) {
-  const auto fail = [&](const std::string& what) { throw RunError(cat(path.string(), ": cannot write tokens: ", what)); };
-  if (file.tokens.dim() != 2 || file.classes.dim() != 1 || file.flipped.dim() != 1 || file.tokens.scalar_type() != at::kInt ||
-      file.classes.scalar_type() != at::kLong || file.flipped.scalar_type() != at::kByte)
+  const auto fail = [&](const std::string& what) {
+    throw RunError(cat(path.string(), ": cannot write tokens: ", what));
+  };
+  if (file.tokens.dim() != 2 || file.classes.dim() != 1 || file.flipped.dim() != 1 ||
+      file.tokens.scalar_type() != at::kInt || file.classes.scalar_type() != at::kLong ||
+      file.flipped.scalar_type() != at::kByte)
     fail("tokens must be (M, N) int32, classes (M) int64, flipped (M) uint8");
   TokenFile checked = file;
   checked.tokens = file.tokens.cpu().contiguous();
@@ -94,15 +104,16 @@ void write_token_file(const fs::path& path, const TokenFile& file) {
   } catch (const nlohmann::json::exception&) {
     fail("a class name is not valid UTF-8");
   }
-  write_safetensors(path,
-                    {bytes_of("tokens", DType::kI32, checked.tokens), bytes_of("classes", DType::kI64, checked.classes),
-                     bytes_of("flipped", DType::kU8, checked.flipped)},
-                    {{"format", kTokenFormat},
-                     {"tokenizer_hash", file.tokenizer_hash},
-                     {"grid", cat(file.grid_height, "x", file.grid_width)},
-                     {"vocab", std::to_string(file.vocab)},
-                     {"class_names", names},
-                     {"dataset", file.dataset}});
+  write_safetensors(
+      path,
+      {bytes_of("tokens", DType::kI32, checked.tokens), bytes_of("classes", DType::kI64, checked.classes),
+       bytes_of("flipped", DType::kU8, checked.flipped)},
+      {{"format", kTokenFormat},
+       {"tokenizer_hash", file.tokenizer_hash},
+       {"grid", cat(file.grid_height, "x", file.grid_width)},
+       {"vocab", std::to_string(file.vocab)},
+       {"class_names", names},
+       {"dataset", file.dataset}});
 }
 
 bool is_token_file(const fs::path& path) {
@@ -120,8 +131,8 @@ SavedTokens read_saved_tokens(const fs::path& path) {
   SavedTokens result;
   if (says_token_file(file)) {
     TokenFile tokens = parse(file);
-    result = {tokens.tokens.to(at::kLong), tokens.classes, tokens.vocab, tokens.grid_height, tokens.grid_width,
-              std::move(tokens.tokenizer_hash)};
+    result = {tokens.tokens.to(at::kLong), tokens.classes,    tokens.vocab,
+              tokens.grid_height,          tokens.grid_width, std::move(tokens.tokenizer_hash)};
     return result;
   }
   result.tokens = read_tensor(file, "tokens", DType::kI64, at::kLong, 2);

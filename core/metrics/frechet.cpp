@@ -21,21 +21,24 @@
 namespace adanat {
 
 GaussianAccumulator::GaussianAccumulator(int64_t dimensions)
-    : mean_(at::zeros({dimensions}, at::kDouble)), scatter_(at::zeros({dimensions, dimensions}, at::kDouble)) {}
+    : mean_(at::zeros({dimensions}, at::kDouble)),
+      scatter_(at::zeros({dimensions, dimensions}, at::kDouble)) {}
 
 void GaussianAccumulator::add(const at::Tensor& features) {
   if (features.dim() != 2 || features.size(1) != mean_.size(0))
     throw RunError(cat("feature statistics: wanted (B, ", mean_.size(0), "), got ", features.sizes()));
   if (features.size(0) == 0) return;
   const at::Tensor x = features.detach().to(at::kCPU, at::kDouble);
-  if (!at::isfinite(x).all().item<bool>()) throw RunError("feature statistics: a feature is not a finite number");
+  if (!at::isfinite(x).all().item<bool>())
+    throw RunError("feature statistics: a feature is not a finite number");
   const at::Tensor mean = x.mean(0), centred = x - mean;
   combine(x.size(0), mean, at::matmul(centred.t(), centred));
 }
 
 void GaussianAccumulator::merge(const GaussianAccumulator& other) {
   if (other.mean_.size(0) != mean_.size(0))
-    throw RunError(cat("feature statistics: cannot merge ", other.mean_.size(0), " dimensions into ", mean_.size(0)));
+    throw RunError(
+        cat("feature statistics: cannot merge ", other.mean_.size(0), " dimensions into ", mean_.size(0)));
   if (other.count_ > 0) combine(other.count_, other.mean_, other.scatter_);
 }
 
@@ -48,7 +51,8 @@ void GaussianAccumulator::combine(int64_t count, const at::Tensor& mean, const a
 }
 
 GaussianStats GaussianAccumulator::stats() const {
-  if (count_ < 2) throw RunError(cat("feature statistics: a covariance needs 2 images or more, got ", count_));
+  if (count_ < 2)
+    throw RunError(cat("feature statistics: a covariance needs 2 images or more, got ", count_));
   return {count_, mean_.clone(), scatter_ / double(count_ - 1)};
 }
 
@@ -67,8 +71,8 @@ double frechet_distance(const GaussianStats& a, const GaussianStats& b) {
 
 double kernel_distance(const at::Tensor& a, const at::Tensor& b) {
   if (a.dim() != 2 || b.dim() != 2 || a.size(1) != b.size(1) || a.size(0) < 2 || b.size(0) < 2)
-    throw RunError(cat("kernel distance: wanted two sets of 2 or more vectors of one length, got ", a.sizes(), " and ",
-                       b.sizes()));
+    throw RunError(cat("kernel distance: wanted two sets of 2 or more vectors of one length, got ", a.sizes(),
+                       " and ", b.sizes()));
   const at::Tensor x = a.detach().to(at::kCPU, at::kDouble), y = b.detach().to(at::kCPU, at::kDouble);
   const auto kernel = [&](const at::Tensor& p, const at::Tensor& q) {
     return (at::matmul(p, q.t()) / double(x.size(1)) + 1).pow(3);
@@ -84,14 +88,16 @@ double kernel_distance(const at::Tensor& a, const at::Tensor& b) {
 MeanAndDeviation kernel_distance(const at::Tensor& a, const at::Tensor& b, const at::Tensor& rows_a,
                                  const at::Tensor& rows_b) {
   if (rows_a.dim() != 2 || rows_b.dim() != 2 || rows_a.size(0) != rows_b.size(0) || rows_a.size(0) < 1)
-    throw RunError(cat("kernel distance: subsets ", rows_a.sizes(), " and ", rows_b.sizes(), " do not pair up"));
+    throw RunError(
+        cat("kernel distance: subsets ", rows_a.sizes(), " and ", rows_b.sizes(), " do not pair up"));
   std::vector<double> values;
   for (int64_t i = 0; i < rows_a.size(0); ++i)
     values.push_back(kernel_distance(a.index_select(0, rows_a[i].to(a.device())),
                                      b.index_select(0, rows_b[i].to(b.device()))));
   MeanAndDeviation out;
   for (const double value : values) out.mean += value / double(values.size());
-  for (const double value : values) out.deviation += (value - out.mean) * (value - out.mean) / double(values.size());
+  for (const double value : values)
+    out.deviation += (value - out.mean) * (value - out.mean) / double(values.size());
   out.deviation = std::sqrt(out.deviation);
   return out;
 }
@@ -109,7 +115,8 @@ at::Tensor random_subsets(int64_t count, int64_t subsets, int64_t size, uint64_t
       keys[size_t(i)] = {word.x, word.y, i};
     }
     std::partial_sort(keys.begin(), keys.begin() + size, keys.end());
-    for (int64_t i = 0; i < size; ++i) out.mutable_data_ptr<int64_t>()[s * size + i] = std::get<2>(keys[size_t(i)]);
+    for (int64_t i = 0; i < size; ++i)
+      out.mutable_data_ptr<int64_t>()[s * size + i] = std::get<2>(keys[size_t(i)]);
   }
   return out;
 }

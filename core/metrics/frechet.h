@@ -1,4 +1,5 @@
-// Distances between two sets of feature vectors: Frechet (FID, FD) and polynomial-kernel (KID, KD). All in float64.
+// Distances between two sets of feature vectors: Frechet (FID, FD) and polynomial-kernel (KID, KD). All in
+// float64.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -15,12 +16,13 @@ struct GaussianStats {
 };
 
 // Mean and covariance of a stream of vectors, without keeping them. Not thread-safe.
-// Sums of squares are kept around the running mean (Chan, Golub, LeVeque 1979), so nothing cancels; order and batching
-// change the result by rounding only.
+// Sums of squares are kept around the running mean (Chan, Golub, LeVeque 1979), so nothing cancels; order and
+// batching change the result by rounding only.
 class GaussianAccumulator {
  public:
   explicit GaussianAccumulator(int64_t dimensions);
-  // features (B, D), any float type and device; B may be 0. RunError for another D or a value that is not finite.
+  // features (B, D), any float type and device; B may be 0. RunError for another D or a value that is not
+  // finite.
   void add(const at::Tensor& features);
   // As if everything added to `other` had been added here.
   void merge(const GaussianAccumulator& other);
@@ -34,13 +36,15 @@ class GaussianAccumulator {
   at::Tensor mean_, scatter_;  // scatter (D, D) = sum of (x - mean)(x - mean)^T
 };
 
-// |mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2), never below 0. Both roots by symmetric eigenvalues;
-// negative ones (rounding; there are many where count <= D) count as 0. RunError if the dimensions differ.
+// |mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2), never below 0. Both roots by symmetric
+// eigenvalues; negative ones (rounding; there are many where count <= D) count as 0. RunError if the
+// dimensions differ.
 double frechet_distance(const GaussianStats& a, const GaussianStats& b);
 
-// Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 of a (N, D) and b (M, D), N, M >= 2:
-// means of k over all pairs of different rows of a, and of b, minus twice the mean over all pairs across. May be below 0.
-// Source: Binkowski et al. 2018; the same value as torch-fidelity's with one subset of everything.
+// Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 of a (N, D) and b (M, D), N, M >=
+// 2: means of k over all pairs of different rows of a, and of b, minus twice the mean over all pairs across.
+// May be below 0. Source: Binkowski et al. 2018; the same value as torch-fidelity's with one subset of
+// everything.
 double kernel_distance(const at::Tensor& a, const at::Tensor& b);
 
 struct MeanAndDeviation {
@@ -51,9 +55,9 @@ struct MeanAndDeviation {
 MeanAndDeviation kernel_distance(const at::Tensor& a, const at::Tensor& b, const at::Tensor& rows_a,
                                  const at::Tensor& rows_b);
 
-// `size` different rows out of `count` for each of `subsets`, (subsets, size) i64. Row i of subset s in set `which` (0 or 1)
-// draws philox4x32_10 at counter (s, i, which, 3 << 16) with key `seed`; the rows with the smallest (word 0, word 1, i)
-// are taken in that order. RunError if size > count.
+// `size` different rows out of `count` for each of `subsets`, (subsets, size) i64. Row i of subset s in set
+// `which` (0 or 1) draws philox4x32_10 at counter (s, i, which, 3 << 16) with key `seed`; the rows with the
+// smallest (word 0, word 1, i) are taken in that order. RunError if size > count.
 at::Tensor random_subsets(int64_t count, int64_t subsets, int64_t size, uint64_t seed, int64_t which);
 
 }  // namespace adanat

@@ -31,14 +31,17 @@ inline Outcome adanat_run(const TempDir& dir, const std::string& arguments) {
 }
 
 // One line that begins with "error: " and no C++ names or stack traces; possibly after warnings and notes.
-inline ::testing::AssertionResult is_one_line_error(const Outcome& outcome, int status, const std::string& part) {
+inline ::testing::AssertionResult is_one_line_error(const Outcome& outcome, int status,
+                                                    const std::string& part) {
   const size_t at = outcome.err.rfind("error: ");
   if (outcome.status != status)
-    return ::testing::AssertionFailure() << "status " << outcome.status << ", wanted " << status << ": " << outcome.err;
+    return ::testing::AssertionFailure()
+           << "status " << outcome.status << ", wanted " << status << ": " << outcome.err;
   if (at == std::string::npos || outcome.err.find('\n', at) != outcome.err.size() - 1)
     return ::testing::AssertionFailure() << "not one line: " << outcome.err;
   const std::string line = outcome.err.substr(at);
-  if (line.find(part) == std::string::npos) return ::testing::AssertionFailure() << "lacks \"" << part << "\": " << line;
+  if (line.find(part) == std::string::npos)
+    return ::testing::AssertionFailure() << "lacks \"" << part << "\": " << line;
   for (const char* bad : {"std::", "at::", "c10::", "Exception raised", "terminate called"})
     if (line.find(bad) != std::string::npos) return ::testing::AssertionFailure() << "C++ inside: " << line;
   return ::testing::AssertionSuccess();
