@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/printable.h"
 #include "core/io/atomic_file.h"
 
 namespace adanat {
@@ -69,9 +70,9 @@ class HeaderReader : public json::json_sax_t {
         if (text == "dtype") return once(has_dtype_, text), go(State::kDtype);
         if (text == "shape") return once(has_shape_, text), go(State::kShapeValue);
         if (text == "data_offsets") return once(has_offsets_, text), go(State::kOffsetsValue);
-        fail(cat("has the unknown key \"", text, "\""), entries.back().name);
+        fail(cat("has the unknown key \"", printable(text), "\""), entries.back().name);
       case State::kMetadata:
-        if (metadata.contains(text)) fail(cat("holds \"", text, "\" twice"), kMetadataKey);
+        if (metadata.contains(text)) fail(cat("holds \"", printable(text), "\" twice"), kMetadataKey);
         metadata_key_ = text;
         return go(State::kMetadataString);
       default:
@@ -95,7 +96,8 @@ class HeaderReader : public json::json_sax_t {
     if (state_ == State::kDtype) {
       const auto dtype = dtype_from_name(text);
       if (!dtype)
-        fail(cat("has the dtype \"", text, "\", which this program does not read"), entries.back().name);
+        fail(cat("has the dtype \"", printable(text), "\", which this program does not read"),
+             entries.back().name);
       entries.back().dtype = *dtype;
       return go(State::kTensor);
     }
@@ -168,10 +170,11 @@ class HeaderReader : public json::json_sax_t {
     if (std::exchange(seen, true)) fail(cat("has \"", key, "\" twice"), entries.back().name);
   }
   [[noreturn]] void fail(const std::string& what, std::string_view name) const {
-    throw InputError(cat(where_, ": safetensors header: \"", name, "\" ", what));
+    throw InputError(cat(where_, ": safetensors header: \"", printable(name), "\" ", what));
   }
   [[noreturn]] void fail(const std::string& what) const {
-    const std::string after = entries.empty() ? "" : cat(" (in or after \"", entries.back().name, "\")");
+    const std::string after =
+        entries.empty() ? "" : cat(" (in or after \"", printable(entries.back().name), "\")");
     throw InputError(cat(where_, ": safetensors header: ", what, after));
   }
 
@@ -192,7 +195,7 @@ void check_ranges(std::vector<TensorEntry>& entries, uint64_t data_size, const s
   uint64_t expected = 0;
   for (const TensorEntry& entry : entries) {
     const auto fail = [&](const std::string& what) {
-      throw InputError(cat(where, ": \"", entry.name, "\" ", what));
+      throw InputError(cat(where, ": \"", printable(entry.name), "\" ", what));
     };
     if (entry.begin > entry.end || entry.end > data_size)
       fail(cat("has the bytes [", entry.begin, ", ", entry.end, "), but the file holds ", data_size,
@@ -279,7 +282,7 @@ const TensorEntry* SafetensorsFile::find(std::string_view name) const {
 
 const TensorEntry& SafetensorsFile::at(std::string_view name) const {
   if (const TensorEntry* entry = find(name)) return *entry;
-  throw InputError(cat(path().string(), ": has no tensor \"", name, "\""));
+  throw InputError(cat(path().string(), ": has no tensor \"", printable(name), "\""));
 }
 
 const std::byte* SafetensorsFile::data(const TensorEntry& entry) const {

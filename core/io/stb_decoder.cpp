@@ -18,6 +18,7 @@
 #include <climits>
 #include <cstdlib>
 #include <memory>
+#include <string_view>
 
 #include "core/base/error.h"
 
@@ -43,6 +44,13 @@ Image decode_with_stb(std::span<const std::byte> bytes, const std::string& where
       int64_t{width} * height > kMaxImagePixels)
     throw InputError(cat(where, ": an image of ", width, "x", height, " is outside the limits of ",
                          kMaxImageSide, " per side and ", kMaxImagePixels, " pixels"));
+  // Compression has a limit: deflate makes 1032 bytes of one (8 pixels each at 1 bit), LZW some 2600 pixels,
+  // run lengths 128. A header that promises more is not believed with memory; small pictures are let through
+  // as they are.
+  const int64_t pixels_per_byte = std::string_view(format) == "PNG" ? 8256 : 2600;
+  if (int64_t{width} * height > pixels_per_byte * (int64_t{size} + 512))
+    throw InputError(
+        cat(where, ": broken ", format, ": ", size, " bytes cannot hold an image of ", width, "x", height));
   const std::unique_ptr<stbi_uc, decltype(&std::free)> pixels(
       stbi_load_from_memory(data, size, &width, &height, &channels, 3), &std::free);
   if (pixels == nullptr) throw broken();

@@ -9,12 +9,6 @@
 namespace adanat {
 namespace {
 
-constexpr int64_t kMaxSteps = 1000;
-
-void require_steps(int64_t steps) {
-  require(steps >= 1 && steps <= kMaxSteps, "steps", "1..1000", steps);
-}
-
 double guidance_at(const TableOptions& options, int64_t step, int64_t steps) {
   return options.guidance_curve == "constant" ? options.guidance
                                               : options.guidance * double(step + 1) / double(steps);
@@ -83,22 +77,6 @@ class TableSchedule : public Schedule {
 
 }  // namespace
 
-void ScheduleTable::validate() const {
-  require_steps(steps);
-  const auto column = [&](const std::vector<double>& values, const char* key, double top) {
-    if (int64_t(values.size()) != steps)
-      throw InputError(cat(key, " has ", values.size(), " entries, but steps is ", steps));
-    for (size_t i = 0; i < values.size(); ++i)
-      if (!(values[i] >= 0 && values[i] <= top))
-        throw InputError(cat(key, "[", i, "] must be in [0, ", top, "], got ", values[i]));
-  };
-  column(mask_ratio, "mask_ratio", 1);
-  column(remask_temperature, "remask_temperature", 1e6);
-  column(sampling_temperature, "sampling_temperature", 1e6);
-  column(guidance, "guidance", 1e6);
-  require(rule == "adanat" || rule == "maskgit", "rule", "adanat or maskgit", rule);
-}
-
 void TableOptions::validate() const {
   require(guidance >= 0 && guidance <= 1e6, "guidance", "in [0, 1e6]", guidance);
   require(guidance_curve == "linear" || guidance_curve == "constant", "guidance_curve", "linear or constant",
@@ -133,10 +111,6 @@ ScheduleTable search_start_table(int64_t steps) {
   ScheduleTable table = cosine_table(steps, TableOptions{});
   for (int64_t t = 0; t + 1 < steps; ++t) table.remask_temperature[size_t(t)] = 1 - double(t) / double(steps);
   return table;
-}
-
-ScheduleTable read_schedule_file(const std::string& path) {
-  return config_from_json<ScheduleTable>(read_json_file(path), path);
 }
 
 std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable table) {

@@ -7,6 +7,7 @@
 
 #include "core/base/config.h"
 #include "core/sampling/action.h"
+#include "core/sampling/schedule_table.h"
 #include "kernels/decode_step.h"
 
 namespace adanat {
@@ -38,31 +39,6 @@ class Schedule {
   virtual Json describe() const { return name(); }
   // Rank of each position in the reveal order, (N) i64; only for rule kOrder.
   virtual std::optional<at::Tensor> priority() const { return std::nullopt; }
-};
-
-// A hand-made schedule, one entry per step; also the JSON file of `--schedule FILE.json`.
-struct ScheduleTable {
-  int64_t steps = 0;
-  std::vector<double> mask_ratio;  // share of the hidden-at-start positions masked after the step, [0, 1]
-  std::vector<double> remask_temperature;    // >= 0
-  std::vector<double> sampling_temperature;  // >= 0
-  std::vector<double> guidance;              // >= 0
-  std::string rule = "maskgit";              // "adanat" or "maskgit"
-
-  static constexpr auto fields() {
-    using C = ScheduleTable;
-    return std::tuple{
-        field("steps", &C::steps, "number of steps T, 1..1000"),
-        field("mask_ratio", &C::mask_ratio, "T shares of the hidden positions that stay masked, 0..1"),
-        field("remask_temperature", &C::remask_temperature, "T scales of the noise on the confidence, >= 0"),
-        field("sampling_temperature", &C::sampling_temperature,
-              "T divisors of the logits; <= 1e-4 means argmax"),
-        field("guidance", &C::guidance, "T guidance scales w, >= 0"),
-        field("rule", &C::rule, "re-mask rule: adanat or maskgit"),
-    };
-  }
-  void validate() const;
-  bool operator==(const ScheduleTable&) const = default;
 };
 
 // What the command line may say about a table.
@@ -98,8 +74,6 @@ ScheduleTable linear_table(int64_t steps, const TableOptions& options);
 ScheduleTable autonat_table(int64_t steps);
 // Where AutoNAT's search starts: cosine ratios, temperatures 1-t/T, sampling temperature 1, guidance (t+1)/T.
 ScheduleTable search_start_table(int64_t steps);
-// InputError naming file and key.
-ScheduleTable read_schedule_file(const std::string& path);
 
 std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable table);
 

@@ -266,5 +266,13 @@ TEST(ImageTest, BmpAndGif) {
   for (size_t size = 0; size < gif.size(); ++size) decodes(gif.substr(0, size));
 }
 
+// A header that promises 16384 x 16384 pixels in a few bytes is turned away before they are allocated.
+TEST(StbTest, SizesAreHeldAgainstTheFile) {
+  std::string gif("GIF89a\x00\x40\x00\x40\x00\x00\x00", 13);
+  gif += std::string(";");
+  expect_input_error([&] { decode_image(as_bytes(gif), "f.gif"); },
+                     {"f.gif", "14 bytes cannot hold an image of 16384x16384"});
+}
+
 }  // namespace
 }  // namespace adanat
