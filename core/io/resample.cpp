@@ -28,7 +28,6 @@ struct Weights {
   };
   std::vector<Range> ranges;
   std::vector<int> values;
-  std::vector<double> exact;  // the same before rounding
   int stride = 0;
 };
 
@@ -42,7 +41,6 @@ Weights make_weights(int in_size, int out_size, Filter filter) {
   weights.stride = static_cast<int>(std::ceil(support)) * 2 + 1;
   weights.ranges.resize(static_cast<size_t>(out_size));
   weights.values.assign(static_cast<size_t>(out_size) * weights.stride, 0);
-  weights.exact.assign(weights.values.size(), 0.0);
   std::vector<double> row(static_cast<size_t>(weights.stride));
   for (int out = 0; out < out_size; ++out) {
     const double center = (out + 0.5) * scale;
@@ -57,7 +55,6 @@ Weights make_weights(int in_size, int out_size, Filter filter) {
     int* values = weights.values.data() + static_cast<size_t>(out) * weights.stride;
     for (int i = 0; i < count; ++i) {
       const double value = sum != 0.0 ? row[static_cast<size_t>(i)] / sum : row[static_cast<size_t>(i)];
-      weights.exact[static_cast<size_t>(out) * weights.stride + i] = value;
       const double scaled = value * (1 << kFractionBits);
       values[i] = static_cast<int>(value < 0 ? scaled - 0.5 : scaled + 0.5);
     }
@@ -121,36 +118,6 @@ Image resample_columns(const Image& in, int height, Filter filter) {
   return out;
 }
 
-// One channel in float32, (height, width): along the rows to (height, to) and turned, so that a second call does the columns.
-std::vector<float> resample_turned(const std::vector<float>& in, int width, int height, int to, Filter filter) {
-  const Weights weights = make_weights(width, to, filter);
-  std::vector<float> out(static_cast<size_t>(to) * height);
-  for (int x = 0; x < to; ++x) {
-    const auto [first, count] = weights.ranges[static_cast<size_t>(x)];
-    const double* value = weights.exact.data() + static_cast<size_t>(x) * weights.stride;
-    for (int y = 0; y < height; ++y) {
-      const float* source = in.data() + static_cast<size_t>(y) * width + first;
-      double sum = 0;
-      for (int i = 0; i < count; ++i) sum += static_cast<double>(source[i]) * value[i];
-      out[static_cast<size_t>(x) * height + y] = static_cast<float>(sum);
-    }
-  }
-  return out;
-}
-
-std::vector<float> turned(const std::vector<float>& in, int width, int height) {
-  std::vector<float> out(in.size());
-  for (int y = 0; y < height; ++y)
-    for (int x = 0; x < width; ++x) out[static_cast<size_t>(x) * height + y] = in[static_cast<size_t>(y) * width + x];
-  return out;
-}
-
-// The order of the passes is visible in the last bit (each rounds): Pillow's rule, new in version 13.
-bool rows_go_first(int width, int height, int to_width, int to_height) {
-  const int fewer_rows = height - to_height, fewer_columns = width - to_width;
-  return fewer_rows > 0 && fewer_rows > 2 * static_cast<int64_t>(fewer_columns);
-}
-
 void check(const Image& image) {
   if (image.width < 1 || image.height < 1 ||
       image.rgb.size() != static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3)
@@ -164,30 +131,11 @@ Image resample(const Image& image, int width, int height, Filter filter) {
   if (width < 1 || height < 1) throw RunError(cat("cannot resize an image to ", width, "x", height));
   if (width == image.width) return height == image.height ? image : resample_columns(image, height, filter);
   if (height == image.height) return resample_rows(image, width, filter);
-  if (rows_go_first(image.width, image.height, width, height))
+  // The order of the passes is visible in the last bit (each rounds to 8 bits): Pillow's rule, new in version 13.
+  const int fewer_rows = image.height - height, fewer_columns = image.width - width;
+  if (fewer_rows > 0 && fewer_rows > 2 * static_cast<int64_t>(fewer_columns))
     return resample_rows(resample_columns(image, height, filter), width, filter);
   return resample_columns(resample_rows(image, width, filter), height, filter);
-}
-
-void resample_float(const Image& image, int width, int height, Filter filter, float* out) {
-  check(image);
-  if (width < 1 || height < 1) throw RunError(cat("cannot resize an image to ", width, "x", height));
-  const bool same_width = width == image.width, same_height = height == image.height;
-  const size_t pixels = static_cast<size_t>(image.width) * image.height;
-  for (int c = 0; c < 3; ++c, out += static_cast<size_t>(width) * height) {
-    std::vector<float> plane(pixels);
-    for (size_t p = 0; p < pixels; ++p) plane[p] = image.rgb[p * 3 + c];
-    const bool rows_first = !same_height && (same_width || rows_go_first(image.width, image.height, width, height));
-    if (rows_first) {
-      plane = turned(plane, image.width, image.height);  // (W, H)
-      plane = resample_turned(plane, image.height, image.width, height, filter);
-      if (!same_width) plane = turned(resample_turned(plane, image.width, height, width, filter), height, width);
-    } else if (!same_width) {
-      plane = resample_turned(plane, image.width, image.height, width, filter);  // (W', H)
-      plane = same_height ? turned(plane, image.height, width) : resample_turned(plane, image.height, width, height, filter);
-    }
-    std::copy(plane.begin(), plane.end(), out);
-  }
 }
 
 Image adm_center_crop(const Image& image, int size) {

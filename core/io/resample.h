@@ -14,11 +14,6 @@ enum class Filter { kBox, kBicubic };
 // Source: Pillow 13.0.0 src/libImaging/Resample.c (MIT-CMU licence), written anew.
 Image resample(const Image& image, int width, int height, Filter filter);
 
-// Each channel as Pillow resizes an image of mode "F": weights and sums in double, float32 between the passes and after
-// them, nothing rounded or clipped (bicubic overshoots 0..255). out: 3 * height * width floats, (3, height, width).
-// The passes and errors are those of resample.
-void resample_float(const Image& image, int width, int height, Filter filter, float* out);
-
 // The ADM transform: while the short side >= 2*size, halve (floor) with the box filter; bicubic so that the short side is
 // `size` (long side rounded half to even); centre crop to (size, size), the spare pixel going right and below.
 // Also enlarges smaller images. size >= 1.

@@ -28,6 +28,7 @@ class GaussianAccumulator {
   // As if everything added to `other` had been added here, by rounding. RunError for float32 means, which cannot be merged.
   void merge(const GaussianAccumulator& other);
   int64_t count() const { return count_ + pending_count_; }
+  int64_t dimensions() const { return dimensions_; }
   // RunError with fewer than 2 vectors.
   GaussianStats stats() const;
 

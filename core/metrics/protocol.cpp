@@ -15,8 +15,9 @@ void one_of(const char* key, const std::string& value, std::initializer_list<con
   throw InputError(cat(key, " must be one of ", list, ", got ", value));
 }
 
-// Sources: guided-diffusion evaluations/evaluator.py; torch-fidelity 0.4.0; pytorch-fid 0.3.0; clean-fid 0.1.35;
-// AdaNAT train.py and utils_uvit.py. Where a tool lacks a metric, torch-fidelity's definition is used on its features.
+// Sources: guided-diffusion evaluations/evaluator.py; torch-fidelity 0.4.0; pytorch-fid 0.3.0; clean-fid
+// 0.1.35; AdaNAT train.py and utils_uvit.py. Where a tool lacks a metric, torch-fidelity's definition is used
+// on its features.
 std::vector<Protocol> make_protocols() {
   Protocol fidelity;
   fidelity.name = "torch-fidelity";
@@ -42,7 +43,8 @@ std::vector<Protocol> make_protocols() {
   clean.kid_shrink = true;
   clean.labels = "balanced";
 
-  // The reference program sums mean and covariance in float32 on a GPU, in an order that nobody can repeat: float64 here.
+  // The reference program sums mean and covariance in float32 on a GPU, in an order that nobody can repeat:
+  // float64 here.
   Protocol adanat = pytorch;
   adanat.name = "adanat";
   adanat.quantise = "none";
@@ -73,7 +75,8 @@ void Protocol::validate() const {
   require(is_splits > 0 || is_chunk > 0, "is_chunk", "> 0 where is_splits is 0", is_chunk);
   require(kid_subsets >= 1 && kid_subsets <= 100000, "kid_subsets", "in [1, 100000]", kid_subsets);
   require(kid_subset_size >= 2, "kid_subset_size", ">= 2", kid_subset_size);
-  require(neighbours >= 1 && density_neighbours >= 1, "neighbours", ">= 1", std::min(neighbours, density_neighbours));
+  require(neighbours >= 1 && density_neighbours >= 1, "neighbours", ">= 1",
+          std::min(neighbours, density_neighbours));
 }
 
 std::vector<std::string> protocol_names() {
@@ -92,14 +95,16 @@ Protocol protocol_by_name(const std::string& name) {
 }
 
 std::string describe(const Protocol& p) {
-  static const std::map<std::string, std::string> kResize{{"tf1-bilinear", "TF1 bilinear resize"},
-                                                          {"half-pixel-bilinear", "half-pixel bilinear resize"},
-                                                          {"pillow-bicubic", "Pillow bicubic resize, clipped"},
-                                                          {"network", "the network's own preprocessing"}};
+  static const std::map<std::string, std::string> kResize{
+      {"tf1-bilinear", "TF1 bilinear resize"},
+      {"half-pixel-bilinear", "half-pixel bilinear resize"},
+      {"pillow-bicubic", "Pillow bicubic resize, clipped"},
+      {"network", "the network's own preprocessing"}};
   std::string out = cat("protocol ", p.name, ": ", kResize.at(p.resize));
   if (p.normalise != "network") out += cat(", ", p.normalise);
-  return out + cat(p.quantise == "uint8" ? ", from bytes" : ", generated images not rounded", ", ", p.features_dtype,
-                   " features, ", p.mean_dtype, " mean, ", p.covariance_dtype, " covariance");
+  return out + cat(p.quantise == "uint8" ? ", from bytes" : ", generated images not rounded", ", ",
+                   p.features_dtype, " features, ", p.mean_dtype, " mean, ", p.covariance_dtype,
+                   " covariance");
 }
 
 }  // namespace adanat
