@@ -10,8 +10,10 @@
 #include <algorithm>
 #include <array>
 
+#include "core/base/log.h"
 #include "core/base/sha256.h"
 #include "core/features/classifier.h"
+#include "core/features/inception.h"
 #include "core/nn/module_state.h"
 
 namespace adanat {
@@ -138,16 +140,22 @@ std::unique_ptr<FeatureNet> load_feature_net(const std::filesystem::path& file) 
   const TensorMap tensors = read_tensors(file, &metadata);
   std::string kind = metadata["kind"];
   if (kind.empty() && tensors.contains("net.slice1.0.weight")) kind = "lpips-vgg";
+  if (kind.empty() && InceptionNet::recognises(tensors)) kind = "inception";
   std::unique_ptr<FeatureNet> net;
   if (kind == "classifier")
     net = std::make_unique<ClassifierFeatures>(file.string(), tensors, metadata);
   else if (kind == "lpips-vgg")
     net = std::make_unique<LpipsVgg>(file.string(), tensors);
+  else if (kind == "inception")
+    net = std::make_unique<InceptionNet>(tensors, file.string());
   else
     throw InputError(cat(file.string(), kind.empty() ? ": is no feature network: its metadata has no kind"
                                                      : cat(": is a feature network of the unknown kind ", kind),
-                         "; known kinds: classifier, lpips-vgg"));
+                         "; known kinds: classifier, lpips-vgg, inception"));
   net->file_hash_ = sha256_file(file.string());
+  if (kind == "inception" && !is_published_inception(net->file_hash_))
+    warning(cat(file.string(), ": these Inception weights are not the published file (SHA-256 ", net->file_hash_.substr(0, 8),
+                "..., published 6726825d...); figures can be compared with others made with the same file only"));
   return net;
 }
 

@@ -14,6 +14,12 @@ enum class Filter { kBox, kBicubic };
 // Source: Pillow 13.0.0 src/libImaging/Resample.c (MIT-CMU licence), written anew.
 Image resample(const Image& image, int width, int height, Filter filter);
 
+// Image.resize((width, height), BICUBIC) of each channel alone in Pillow's mode "F": double weights and sums, float32 between
+// the passes, nothing rounded or clamped (values leave 0..255 where the filter overshoots). Planar: value (channel, y, x) is
+// out[(channel * height + y) * width + x]. Passes in the order of resample(). What clean-fid feeds its network, after
+// clamping to 0..255. width, height >= 1, else RunError.
+std::vector<float> resize_bicubic_float(const Image& image, int width, int height);
+
 // The ADM transform: while the short side >= 2*size, halve (floor) with the box filter; bicubic so that the short side is
 // `size` (long side rounded half to even); centre crop to (size, size), the spare pixel going right and below.
 // Also enlarges smaller images. size >= 1.

@@ -1,5 +1,8 @@
 #include "core/io/resample.h"
 
+#include <zlib.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -140,6 +143,28 @@ TEST(FlipTest, MirrorsAndIsItsOwnInverse) {
   EXPECT_NE(mirrored.rgb, image.rgb);
   for (int c = 0; c < 3; ++c) EXPECT_EQ(mirrored.rgb[static_cast<size_t>(c)], image.rgb[static_cast<size_t>(12 + c)]);
   EXPECT_EQ(flip_horizontal(mirrored).rgb, image.rgb);
+}
+
+// Made with Pillow 13.0.0: Image.fromarray(channel.astype(float32), "F").resize((width, height), BICUBIC) of each channel;
+// CRC-32 of the three planes as little-endian float32.
+TEST(ResizeFloatTest, EqualsPillowToTheBit) {
+  struct Case {
+    int in_width, in_height, width, height;
+    uint32_t crc;
+    double least;
+  };
+  for (const Case& c : {Case{53, 37, 299, 299, 376699286u, -34.114158630371094},
+                        Case{40, 300, 31, 20, 137438267u, -5.884085655212402},  // columns first
+                        Case{64, 64, 299, 299, 709708266u, -32.51469802856445}, Case{299, 299, 299, 299, 758439063u, 0.0},
+                        Case{500, 375, 299, 299, 3675675400u, -17.523176193237305},
+                        Case{30, 20, 30, 7, 3061917208u, -7.410059928894043}, Case{30, 20, 7, 20, 144753634u, 0.0}}) {
+    const std::vector<float> out = resize_bicubic_float(testing::test_image(c.in_width, c.in_height), c.width, c.height);
+    ASSERT_EQ(out.size(), static_cast<size_t>(c.width) * c.height * 3);
+    EXPECT_EQ(static_cast<double>(*std::min_element(out.begin(), out.end())), c.least);
+    EXPECT_EQ(crc32(0, reinterpret_cast<const Bytef*>(out.data()), static_cast<uInt>(out.size() * 4)), c.crc)
+        << c.in_width << "x" << c.in_height << " to " << c.width << "x" << c.height;
+  }
+  EXPECT_THROW(resize_bicubic_float(testing::test_image(4, 4), 0, 4), RunError);
 }
 
 }  // namespace
