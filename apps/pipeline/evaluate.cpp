@@ -24,8 +24,7 @@ at::Tensor pillow_299(const at::Tensor& bytes) {
   at::Tensor out = at::empty({bytes.size(0), 3, kSide, kSide}, at::kFloat);
   auto* target = out.mutable_data_ptr<float>();
   at::parallel_for(0, bytes.size(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-    {
+    for (int64_t i = begin; i < end; ++i) {
       const std::vector<float> resized = resize_bicubic_float(to_image(bytes[i].cpu()), kSide, kSide);
       std::copy(resized.begin(), resized.end(), target + i * 3 * kSide * kSide);
     }
