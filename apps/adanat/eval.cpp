@@ -13,6 +13,7 @@
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/base/sha256.h"
+#include "core/io/atomic_file.h"
 #include "core/metrics/image_metrics.h"
 #include "core/nn/device.h"
 

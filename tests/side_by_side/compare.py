@@ -178,7 +178,8 @@ def quietly(call, *arguments, **named):
 start = time.time()
 ours = adanat("torch-fidelity", "fid,kid,is,pr")
 theirs = quietly(torch_fidelity.calculate_metrics, input1=set_a, input2=set_b, cuda=False, fid=True, kid=True, isc=True, prc=True,
-                 kid_subsets=SUBSETS, kid_subset_size=SUBSET_SIZE, feature_extractor_weights_path=path, batch_size=20, cache=False,
+                 feature_extractor="inception-v3-compat",
+                 feature_layer_prc="2048", kid_subsets=SUBSETS, kid_subset_size=SUBSET_SIZE, feature_extractor_weights_path=path, batch_size=20, cache=False,
                  verbose=False, save_cpu_ram=True)
 check("torch-fidelity FID", ours["fid"]["value"], theirs["frechet_inception_distance"])
 check("torch-fidelity KID", ours["kid"]["value"], theirs["kernel_inception_distance_mean"], 0, 2e-6)
