@@ -7,6 +7,7 @@
 #include "core/features/feature_net.h"
 #include "core/train/ema.h"
 #include "core/train/optimizer.h"
+#include "core/train/precision.h"
 #include "core/train/recipe.h"
 #include "core/train/recipe_context.h"
 #include "tokenizer/patchgan.h"
@@ -37,10 +38,11 @@ struct TokenizerLossConfig {
 struct TokenizerTrainConfig {
   std::string data;
   std::string held_out;
+  std::string features;
   int64_t seed = 0;
   int64_t batch_size = 64;
   bool flip = false;
-  std::string precision = "float32";
+  std::string dtype = "auto";
   std::string store = "float16";
   int64_t evaluate_images = 1000;
   TokenizerConfig model;
@@ -59,10 +61,12 @@ struct TokenizerTrainConfig {
         field("data", &C::data, "training images; --data wins"),
         field("held_out", &C::held_out,
               "images that are only measured on: a dataset, or #split or @range of the training data's file"),
+        field("features", &C::features,
+              "the network of the perceptual loss: a features.safetensors, or lpips' VGG; empty = that of the folder -m"),
         field("seed", &C::seed, "of the weights, the order of the data and every random draw; --seed wins"),
         field("batch_size", &C::batch_size, "images per update and process, >= 1"),
         field("flip", &C::flip, "mirror half of the images; wrong where left and right mean something"),
-        field("precision", &C::precision, "of convolutions in training: float32, or bfloat16 (autocast)"),
+        field("dtype", &C::dtype, kDtypeHelp),
         field("store", &C::store, "type of the weights written (and measured): float32, float16 or bfloat16"),
         field("evaluate_images", &C::evaluate_images, "held-out images per evaluation, a fixed random choice; 0 = all"),
         field("model", &C::model, "the tokenizer"),

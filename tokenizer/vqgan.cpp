@@ -14,6 +14,7 @@
 
 #include "core/nn/module_state.h"
 #include "kernels/nearest_code.h"
+#include "tokenizer/shapes.h"
 
 namespace adanat {
 
@@ -202,7 +203,10 @@ Tokenizer load_tokenizer(const std::filesystem::path& path) {
   if (metadata["format"] != "1")
     throw InputError(cat(path.string(), ": has format \"", metadata["format"], "\", this program reads \"1\""));
   const std::string where = path.string() + " (config)";
-  Tokenizer tokenizer(config_from_json<TokenizerConfig>(parse_json(metadata["config"], where), where));
+  const auto config = config_from_json<TokenizerConfig>(parse_json(metadata["config"], where), where);
+  check_shapes(SafetensorsFile::open(path), tokenizer_shapes(config));
+  check_finite(tensors, path.string());
+  Tokenizer tokenizer(config);
   const at::NoGradGuard no_grad;
   load_module_state(*tokenizer, tensors, path.string());
   return tokenizer;

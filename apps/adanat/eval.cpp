@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 namespace {
 
 struct EvalOptions {
-  std::string model, images, reference, weights, metrics, protocol, schedule, save_stats, labels, cache, plot, plot_metric;
+  std::string model, images, reference, weights, metrics, protocol, schedule, policy, save_stats, labels, cache, plot, plot_metric;
   std::vector<std::string> compare;
   int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1, crop = 0, kid_subsets = 0, kid_subset_size = 0;
   std::optional<double> guidance, temperature, sampling_temperature;
@@ -314,7 +314,7 @@ void run_eval(const EvalOptions& o) {
   if (generates) {  // whatever is wrong with the model or the flags is found before the reference is read
     pipeline.emplace(Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device)));
     table = table_options(o, e.config->sampling.table);
-    schedule = pipeline->schedule(o.schedule, o.steps, table);
+    schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);
     const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
     if (flags && !schedule->takes_table_options())
       throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
@@ -414,6 +414,7 @@ void add_eval(CLI::App& app) {
   command->add_flag("--tokenizer", o->tokenizer, "measure reconstructions of the images: rFID (FD), PSNR, SSIM, code usage");
   command->add_option("--steps", o->steps, "generation steps")->check(CLI::Range(1, 1000));
   command->add_option("--schedule", o->schedule, "as in generate");
+  command->add_option("--policy", o->policy, "as in generate");
   command->add_option("--guidance", o->guidance, "as in generate");
   command->add_option("--guidance-curve", o->guidance_curve, "as in generate");
   command->add_option("--temperature", o->temperature, "as in generate");

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 namespace {
 
 struct GenerateOptions {
-  std::string model, output, classes, schedule, grid, save_tokens, trace, preview;
+  std::string model, output, classes, schedule, policy, grid, save_tokens, trace, preview;
   int64_t count = 1, steps = 0, seed = 42, first_index = 0, batch_size = 16;
   std::optional<double> guidance, temperature, sampling_temperature;
   std::optional<std::string> guidance_curve;
@@ -70,6 +70,8 @@ class Output {
 
  private:
   static void check_pattern(const std::string& path) {
+    if (!path.ends_with(".png"))
+      throw InputError(cat("--output ", path, ": images are written as PNG, so the name must end in .png, like DIR/%05d.png"));
     size_t at = path.find('%'), i = at + 1;
     while (i < path.size() && path[i] >= '0' && path[i] <= '9' && i - at < 4) ++i;
     if (i >= path.size() || path[i] != 'd' || path.find('%', at + 1) != std::string::npos || path.size() > 3000)
@@ -103,6 +105,7 @@ std::vector<int64_t> parse_classes(const ModelConfig& config, const std::string&
     } else {
       for (size_t begin = 0; begin <= list.size();) {
         const size_t comma = std::min(list.find(',', begin), list.size());
+        if (comma == begin) throw InputError(cat("--class ", list, ": has an empty item; give NAME or ID, or a list like 0,3"));
         wanted.push_back(class_id(config, list.substr(begin, comma - begin)));
         begin = comma + 1;
       }
@@ -232,6 +235,7 @@ void check_options(const GenerateOptions& o) {
 void write_previews(Pipeline& pipeline, const TokensObserver& steps, const std::string& folder, int64_t first_index) {
   const at::Tensor proposals = steps.proposals();
   for (int64_t t = 0; t < proposals.size(0); ++t) {
+    check_interrupt();
     const at::Tensor images = pipeline.decode(proposals[t]);
     for (int64_t b = 0; b < images.size(0); ++b) {
       char name[64];
@@ -251,72 +255,87 @@ void run_generate(const GenerateOptions& o) {
   Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
   const ModelConfig& config = pipeline.config();
   const TableOptions table = table_options(o, config.sampling.table);
-  const auto schedule = pipeline.schedule(o.schedule, o.steps, table);
+  const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
   refuse_table_flags(o, *schedule);
   for (const int64_t cells : {output.rows(), output.columns()})
     if (cells * (config.image_size + 2) > kMaxImageSide)
       throw InputError(cat("--output ", o.output, ": one grid of ", output.rows(), "x", output.columns(), " images of ",
                            config.image_size, " pixels is over the ", kMaxImageSide, "-pixel limit; give DIR/ instead"));
-  const std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
+  std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
   TraceFile trace_file(o.trace, schedule->steps());
   const double loaded = monotonic_seconds();
 
+  // What is finished, batch after batch. A signal ends the work between two steps; what is finished by then is written
+  // as if no more had been asked for.
   Progress progress("generate", o.count, "images");
   std::vector<at::Tensor> grid_images, all_tokens, all_steps;
   std::vector<std::string> files;
   std::future<void> writing;  // the files of the last batch, while the next one is made
-  for (int64_t begin = 0; begin < o.count; begin += o.batch_size) {
-    check_interrupt();
-    const int64_t size = std::min(o.batch_size, o.count - begin), first = o.first_index + begin;
-    const BatchRequest request{{classes.begin() + begin, classes.begin() + begin + size}, o.seed, first};
-    TraceObserver trace(pipeline.generator().mask_id());
-    TokensObserver steps;
-    std::vector<SamplerObserver*> observers;
-    if (!o.trace.empty()) observers.push_back(&trace);
-    if (!o.save_tokens.empty() || !o.preview.empty()) observers.push_back(&steps);
-    const BatchResult made = pipeline.generate(request, *schedule, observers);
-    if (!o.trace.empty()) trace_file.add(trace, first, request.classes);
-    if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, first);
-    if (!o.save_tokens.empty()) all_tokens.push_back(made.tokens), all_steps.push_back(steps.tokens());
-    if (writing.valid()) writing.get();
-    if (output.single()) {
-      grid_images.push_back(made.images);
-    } else {
-      for (int64_t i = 0; i < size; ++i) files.push_back(output.file(begin + i).string());
-      writing = std::async(std::launch::async, [&, request, images = made.images, begin] {
-        for (int64_t i = 0; i < images.size(0); ++i)
-          write_png(output.file(begin + i), to_image(images[i]),
-                    parameters_chunk(pipeline, o, table, *schedule, request.first_index + i, {request.classes[size_t(i)]}));
-      });
+  int64_t done = 0;
+  std::optional<Interrupted> stopped;
+  try {
+    while (done < o.count) {
+      check_interrupt();
+      const int64_t size = std::min(o.batch_size, o.count - done), first = o.first_index + done;
+      const BatchRequest request{{classes.begin() + done, classes.begin() + done + size}, o.seed, first};
+      TraceObserver trace(pipeline.generator().mask_id());
+      TokensObserver steps;
+      InterruptObserver interrupt;
+      std::vector<SamplerObserver*> observers = {&interrupt};
+      if (!o.trace.empty()) observers.push_back(&trace);
+      if (!o.save_tokens.empty() || !o.preview.empty()) observers.push_back(&steps);
+      const BatchResult made = pipeline.generate(request, *schedule, observers);
+      if (writing.valid()) writing.get();
+      if (!o.trace.empty()) trace_file.add(trace, first, request.classes);
+      if (!o.save_tokens.empty()) all_tokens.push_back(made.tokens), all_steps.push_back(steps.tokens());
+      if (output.single()) {
+        grid_images.push_back(made.images);
+      } else {
+        for (int64_t i = 0; i < size; ++i) files.push_back(output.file(done + i).string());
+        writing = std::async(std::launch::async, [&, request, images = made.images, begin = done] {
+          for (int64_t i = 0; i < images.size(0); ++i)
+            write_png(output.file(begin + i), to_image(images[i]),
+                      parameters_chunk(pipeline, o, table, *schedule, request.first_index + i, {request.classes[size_t(i)]}));
+        });
+      }
+      done += size;
+      if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, first);
+      progress.update(done);
     }
-    progress.update(begin + size);
+  } catch (const Interrupted& signal) {
+    stopped = signal;
   }
   if (writing.valid()) writing.get();
-  if (output.single()) {
+  classes.resize(size_t(done));
+  if (output.single() && done > 0) {
     files.push_back(o.output);
     write_png(o.output, make_grid(at::cat(grid_images), output.rows(), output.columns()),
               parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes));
   }
-  trace_file.write();
-  if (!o.save_tokens.empty())
+  if (done > 0) trace_file.write();
+  if (!o.save_tokens.empty() && done > 0)
     write_tensors(o.save_tokens, {{"tokens", at::cat(all_tokens)},
                                   {"steps", at::cat(all_steps, 1)},
                                   {"classes", at::tensor(classes, at::kLong)}});
-  const double done = monotonic_seconds();
+  const double ended = monotonic_seconds();
   if (o.json) {
     Json j;
-    j["count"] = o.count;
+    j["count"] = done;
     j["files"] = files;
     j["model"] = config.name;
     j["steps"] = schedule->steps();
     j["schedule"] = schedule->name();
     j["seed"] = o.seed;
     j["first_index"] = o.first_index;
-    j["seconds"] = {{"load", loaded - began}, {"generate", done - loaded}};
-    std::printf("%s\n", j.dump().c_str());
-  } else {
-    note(cat(o.count, o.count == 1 ? " image in " : " images in ", format_duration(done - began), ": ", o.output));
+    j["seconds"] = {{"load", loaded - began}, {"generate", ended - loaded}};
+    std::printf("%s\n", j.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   }
+  if (stopped) {
+    std::fflush(stdout);
+    warning(cat("stopped after ", done, " of ", o.count, " images", done > 0 ? ", which are written: " + o.output : ""));
+    throw *stopped;
+  }
+  if (!o.json) note(cat(o.count, o.count == 1 ? " image in " : " images in ", format_duration(ended - began), ": ", o.output));
 }
 
 }  // namespace
@@ -332,6 +351,7 @@ void add_generate(CLI::App& app) {
   command->add_option("--schedule", o->schedule,
                       "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
                       "policy, else cosine");
+  command->add_option("--policy", o->policy, "policy file for --schedule adaptive; default: the model's");
   command->add_option("--guidance", o->guidance, "guidance scale of a table, 0 = none; default: the model's");
   command->add_option("--guidance-curve", o->guidance_curve, "linear or constant");
   command->add_option("--temperature", o->temperature, "re-mask temperature of a table");

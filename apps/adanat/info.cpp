@@ -134,7 +134,7 @@ void print(const Json& j, int indent) {
     } else if (value.is_string()) {
       std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.get<std::string>().c_str());
     } else {
-      std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.dump().c_str());
+      std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
     }
   }
 }
@@ -150,7 +150,7 @@ void add_info(CLI::App& app) {
   command->footer("Examples:\n  adanat info models/signs --verify\n  adanat info out/00000.png");
   command->callback([o] {
     const Json j = describe(*o);
-    if (o->json) std::printf("%s\n", j.dump(2).c_str());
+    if (o->json) std::printf("%s\n", j.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
     else print(j, 0);
   });
 }

@@ -6,6 +6,7 @@
 
 #include "apps/adanat/cli.h"
 #include "core/base/error.h"
+#include "core/base/text.h"
 #include "core/nn/device.h"
 #include "kernels/load.h"
 
@@ -15,13 +16,7 @@ const char* const kOutOfMemory = "out of memory; use a smaller --batch-size or a
 
 int report(int status, const std::string& message) {
   // One line, whatever a library put into its message.
-  std::string line;
-  for (const char c : message) {
-    if (c == '\n') line += "\\n";
-    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) line += '?';
-    else line += c;
-  }
-  std::fprintf(stderr, "error: %s\n", line.c_str());
+  std::fprintf(stderr, "error: %s\n", adanat::one_line(message).c_str());
   return status;
 }
 
@@ -35,7 +30,12 @@ int run(int argc, char** argv) {
   adanat::add_train(app);
   adanat::add_tokenize(app);
   adanat::add_eval(app);
+  adanat::add_search(app);
   adanat::add_info(app);
+  adanat::check_values(app);
+  // Paths and names end up in JSON, which knows nothing else.
+  for (int i = 1; i < argc; ++i)
+    if (!adanat::is_utf8(argv[i])) return report(2, adanat::cat("argument ", i, " (", argv[i], ") is not valid UTF-8; rename the file"));
   const auto is_first = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first).empty())
     return report(2, std::string(argv[1]) + ": no such command; see adanat --help");

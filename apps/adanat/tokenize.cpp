@@ -85,6 +85,8 @@ void run_decode(const DecodeOptions& o) {
                          " has ", config.tokenizer->codes, " codes"));
   const int64_t count = saved.tokens.size(0);
   const bool single = fs::path(o.output).extension() == ".png";
+  if (!single && !o.output.ends_with('/') && fs::path(o.output).has_extension() && !fs::is_directory(o.output))
+    throw InputError(cat("--output ", o.output, ": images are written as PNG; give FILE.png (one grid) or DIR/"));
   if (!single) {
     std::error_code error;
     fs::create_directories(o.output, error);

@@ -1,4 +1,4 @@
-// adanat train tokenizer|generator|classifier (spec/cli.md, train).
+// adanat train tokenizer|generator|policy|classifier (spec/cli.md, train).
 #include <ATen/Parallel.h>
 
 #include <filesystem>
@@ -13,6 +13,7 @@
 #include "core/io/atomic_file.h"
 #include "core/nn/device.h"
 #include "core/train/trainer.h"
+#include "policy/policy_recipe.h"
 #include "tokenizer/tokenizer_recipe.h"
 
 namespace adanat {
@@ -20,15 +21,15 @@ namespace fs = std::filesystem;
 namespace {
 
 struct TrainOptions {
-  std::string config, data, out, model, init;
-  std::optional<std::string> held_out;
+  std::string config, data, out, model, init, steps;
+  std::optional<std::string> held_out, dtype;
   std::vector<std::string> overrides;
   std::optional<int64_t> seed;
   bool resume = false;
   ComputeOptions compute;
 };
 
-// The config file with --set, --data, --held-out and --seed on top.
+// The config file with --set, --data, --held-out, --seed and --dtype on top.
 Json load_config(const TrainOptions& o) {
   Json j = o.config.empty() ? Json::object() : read_json_file(o.config);
   if (!j.is_object()) throw InputError(cat(o.config, ": must hold one JSON object"));
@@ -39,6 +40,15 @@ Json load_config(const TrainOptions& o) {
   if (!o.data.empty()) j["data"] = o.data;
   if (o.held_out) j["held_out"] = *o.held_out;
   if (o.seed) j["seed"] = *o.seed;
+  if (o.dtype) j["dtype"] = *o.dtype;
+  if (o.steps == "any") {
+    j["steps"] = 0;
+  } else if (!o.steps.empty()) {
+    const bool digits = o.steps.size() < 6 && o.steps.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits || std::stoll(o.steps) < 1 || std::stoll(o.steps) > 1000)
+      throw InputError(cat("--steps ", o.steps, ": must be 1 to 1000, or any"));
+    j["steps"] = std::stoll(o.steps);
+  }
   return j;
 }
 
@@ -72,7 +82,7 @@ std::function<void(const fs::path&)> finish_with(const TrainOptions& o, ModelCon
 std::string model_name(const fs::path& out) {
   const fs::path absolute = fs::absolute(out).lexically_normal();
   const std::string name = folder_name(absolute);
-  for (const char* stage : {"features", "measure", "tokenizer", "generator"})
+  for (const char* stage : {"features", "measure", "tokenizer", "generator", "policy"})
     if (name == stage) return folder_name(fs::path(absolute / "..").lexically_normal());
   return name;
 }
@@ -125,7 +135,9 @@ void train_tokenizer(const TrainOptions& o) {
   note(data->describe());
   const auto held_out = open_held_out(config.held_out, config.data);
   std::shared_ptr<FeatureNet> perceptual;
-  if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
+  if (!config.features.empty())
+    perceptual = load_feature_net(config.features);
+  else if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
     perceptual = load_feature_net(fs::path(o.model) / "features.safetensors");
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
@@ -138,8 +150,7 @@ void train_tokenizer(const TrainOptions& o) {
 SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults) {
   return [tokenizer, defaults](GeneratorImpl& generator) mutable {
     const int64_t count = std::min<int64_t>(64, std::max<int64_t>(16, generator.config().classes));
-    const at::Device device = generator.parameters().front().device();
-    const at::Tensor index = at::arange(count, at::TensorOptions().dtype(at::kLong).device(device));
+    const at::Tensor index = at::arange(count, at::kLong);
     const auto schedule = make_table_schedule("cosine", cosine_table(defaults.steps, defaults.table));
     const at::Tensor tokens =
         sample(generator, plain_start(generator, index % generator.config().classes, 42, index), *schedule);
@@ -167,6 +178,52 @@ void train_generator(const TrainOptions& o) {
   run_training(*recipe, o.out, o.resume, run_info(o, device));
 }
 
+// The config of a policy; where it does not say the options of the cosine table, they are the model folder's.
+PolicyTrainConfig parse_policy_config(const TrainOptions& o, const ModelConfig& given) {
+  Json j = load_config(o);
+  if (!j.contains("cosine")) j["cosine"] = config_to_json(given.sampling.table);
+  auto config = config_from_json<PolicyTrainConfig>(j, o.config.empty() ? "the command line" : o.config);
+  if (config.data.empty()) throw InputError("--data: give the images to train against (or the config key \"data\")");
+  return config;
+}
+
+void train_policy(const TrainOptions& o) {
+  const at::Device device = o.compute.apply();
+  if (o.model.empty()) throw InputError("-m: give the model folder with the generator that the policy is for");
+  const fs::path folder = o.model;
+  const ModelConfig given = read_model_config(folder);
+  const PolicyTrainConfig config = parse_policy_config(o, given);
+  PolicyParts parts;
+  parts.generator = open_generator(folder, given, device, parse_dtype(config.dtype, device));
+  parts.tokenizer = open_tokenizer(folder, given, device);
+  if (given.files.contains("generator.safetensors")) parts.generator_hash = given.files.at("generator.safetensors");
+  RewardContext reward;
+  reward.image_size = given.image_size;
+  reward.classes = given.generator->classes;
+  reward.device = device;
+  reward.seed = uint64_t(config.seed);
+  if (fs::exists(folder / "features.safetensors")) {
+    reward.features = folder / "features.safetensors";
+    parts.features = load_feature_net(reward.features);
+    parts.features->to(device);
+  }
+  if (fs::exists(folder / "measure.safetensors")) reward.measure = folder / "measure.safetensors";
+  parts.make_reward = [&] { return make_reward(config.reward, reward); };
+  parts.grid = [](const at::Tensor& images) {
+    const auto [rows, columns] = grid_shape(images.size(0));
+    return make_grid(images, rows, columns);
+  };
+  parts.diagnostics = fs::path(o.out) / "diagnostics";
+  const std::shared_ptr<const ImageDataset> data = open_dataset(config.data);
+  note(data->describe());
+  std::optional<PolicyFile> init;
+  if (!o.init.empty()) init = read_policy(fs::path(o.init) / policy_file_name(config.steps));
+  RecipeContext context = make_context(device, config.seed);
+  context.finish_model = finish_with(o, describe_model(o, given.image_size, given.class_names));
+  const auto recipe = make_policy_recipe(config, std::move(parts), data, init ? &*init : nullptr, context);
+  run_training(*recipe, o.out, o.resume, run_info(o, device));
+}
+
 void add_kind(CLI::App& train, const std::string& kind, const std::string& help, const std::string& config_keys,
               const std::string& example, void (*run)(const TrainOptions&)) {
   auto* command = train.add_subcommand(kind, help);
@@ -180,6 +237,8 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
   command->add_option("--init", o->init, "model folder to start from");
   command->add_flag("--resume", o->resume, "go on from the newest checkpoint in --out");
   command->add_option("--seed", o->seed, "seed; default: the config's");
+  command->add_option("--dtype", o->dtype, "auto, float32 or bfloat16; default: the config's, else auto");
+  if (kind == "policy") command->add_option("--steps", o->steps, "generation steps T, or any; default: the config's");
   o->compute.add_to(*command, /*with_dtype=*/false);
   command->footer("Config keys:\n" + config_keys + "\nExample:\n  " + example);
   command->callback([o, run] {
@@ -194,7 +253,7 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
 void add_train(CLI::App& app) {
   auto* train = app.add_subcommand("train", "train and resume");
   train->require_subcommand(1);
-  train->footer("Order: classifier (twice: features and measure), tokenizer, `adanat tokenize encode`, generator.");
+  train->footer("Order: classifier (twice: features and measure), tokenizer, `adanat tokenize encode`, generator, policy.");
   add_kind(*train, "classifier", "a small network for losses (features) or for measuring (measure)",
            config_help<ClassifierTrainConfig>(),
            "adanat train classifier --config configs/signs/features.json --data signs.tar.gz --out runs/features",
@@ -207,6 +266,11 @@ void add_train(CLI::App& app) {
            "adanat train generator --config configs/signs/generator.json --data tokens.safetensors "
            "-m runs/tokenizer/model --out runs/signs",
            train_generator);
+  add_kind(*train, "policy", "the schedule learned per image, by PPO against a discriminator",
+           config_help<PolicyTrainConfig>(),
+           "adanat train policy --config configs/signs/policy.json --data signs.tar.gz -m models/signs --steps 4 "
+           "--out runs/signs/policy",
+           train_policy);
 }
 
 }  // namespace adanat

@@ -3,8 +3,10 @@
 #include <algorithm>
 
 #include "core/base/sha256.h"
+#include "core/base/text.h"
 #include "core/io/atomic_file.h"
 #include "core/io/safetensors.h"
+#include "policy/policy_schedule.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
@@ -84,6 +86,9 @@ ModelConfig read_model_config(const fs::path& folder) {
                                                 "class_names", "sampling", "tokenizer", "generator", "files"});
     }
   }
+  for (const std::string& name : config.class_names)
+    if (!is_name(name))
+      throw InputError(cat(where, ": class_names: \"", one_line(name), "\" is empty or holds control characters"));
   if (config.image_size < 1 || config.image_size > 16384)
     throw InputError(cat(where, ": image_size must be 1..16384, got ", config.image_size));
   if (config.preprocessing != "adm-center-crop")
@@ -108,6 +113,8 @@ ModelConfig read_model_config(const fs::path& folder) {
 }
 
 void write_model_config(const fs::path& folder, ModelConfig config) {
+  if (!config.name.empty() && !is_name(config.name)) throw InputError(cat(folder.string(), ": the model's name \"", one_line(config.name),
+                                                  "\" must be UTF-8 without control characters; rename the folder"));
   config.tokenizer = config_of_part<TokenizerConfig>(folder / "tokenizer.safetensors");
   config.generator = config_of_part<GeneratorConfig>(folder / "generator.safetensors");
   std::vector<fs::path> parts;
@@ -129,15 +136,36 @@ void write_model_config(const fs::path& folder, ModelConfig config) {
   write_file_atomic(folder / kConfigFile, j.dump(2) + "\n");
 }
 
+std::optional<fs::path> policy_for(const fs::path& folder, int64_t steps) {
+  if (steps > 0 && fs::exists(folder / policy_file_name(steps))) return folder / policy_file_name(steps);
+  const fs::path any = folder / policy_file_name(0);
+  if (fs::exists(any) && read_policy(any).settings.fits(steps)) return any;
+  return std::nullopt;
+}
+
 void copy_missing_parts(const fs::path& from, const fs::path& to) {
+  // A policy belongs to its generator: it does not come along to another one.
+  const bool new_generator = fs::exists(to / "generator.safetensors");
   for (const auto& entry : fs::directory_iterator(from)) {
     const fs::path target = to / entry.path().filename();
     if (!is_part(entry.path()) || fs::exists(target)) continue;
+    if (new_generator && entry.path().filename().string().starts_with("policy-")) continue;
     AtomicFile copy(target);  // durable, and it says so where the disk is full
     const auto source = MappedFile::open(entry.path());
     copy.write(source->data(), source->size());
     copy.commit();
   }
+}
+
+SafetensorsFile open_part(const fs::path& folder, const ModelConfig& config, const std::string& name) {
+  SafetensorsFile file = SafetensorsFile::open(folder / name);
+  const auto known = config.files.find(name);
+  const MappedFile& bytes = *file.mapping();
+  if (known == config.files.end() || bytes.size() > kHashedAtStart) return file;
+  if (const std::string actual = sha256_hex(bytes.data(), bytes.size()); actual != known->second)
+    throw InputError(cat(file.path().string(), ": has hash ", actual.substr(0, 12), "..., config.json says ",
+                         known->second.substr(0, 12), "...; the file is damaged or was replaced, fetch or train it again"));
+  return file;
 }
 
 std::vector<std::string> verify_model(const fs::path& folder, const ModelConfig& config) {

@@ -12,6 +12,7 @@
 
 #include "core/base/config.h"
 #include "core/generator/transformer.h"
+#include "core/io/safetensors.h"
 #include "core/sampling/schedule.h"
 #include "tokenizer/vqgan.h"
 
@@ -53,8 +54,20 @@ ModelConfig read_model_config(const std::filesystem::path& folder);
 // hashes taken; format and program are set. Name, image size, classes and sampling come from `config`.
 void write_model_config(const std::filesystem::path& folder, ModelConfig config);
 
+// The folder's policy for this many steps: policy-T{steps}.safetensors, else policy-any.safetensors where it covers them.
+std::optional<std::filesystem::path> policy_for(const std::filesystem::path& folder, int64_t steps);
+
 // Copies the parts of `from` that `to` does not have: a stage of training adds its own part to those it was given.
+// Policies are left out where `to` has a generator of its own.
 void copy_missing_parts(const std::filesystem::path& from, const std::filesystem::path& to);
+
+// Files up to this size are compared with their hash at every start: some hundredths of a second. Larger ones by
+// `adanat info --verify`.
+inline constexpr uint64_t kHashedAtStart = uint64_t{64} << 20;
+
+// Opens a part's file and compares it with its hash in config.json, up to kHashedAtStart bytes. InputError: damaged, missing,
+// or not the file that config.json was written for.
+SafetensorsFile open_part(const std::filesystem::path& folder, const ModelConfig& config, const std::string& name);
 
 // Files whose hash differs from config.json's, or that are missing; empty = all is well.
 std::vector<std::string> verify_model(const std::filesystem::path& folder, const ModelConfig& config);

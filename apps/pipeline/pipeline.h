@@ -32,13 +32,17 @@ class Pipeline {
   const ModelConfig& config() const { return config_; }
   at::Device device() const { return device_; }
   GeneratorImpl& generator() { return *generator_; }
+  TokenizerImpl& tokenizer() { return *tokenizer_; }
   // SHA-256 of generator.safetensors as config.json has it: what the images' metadata names.
   const std::string& model_hash() const;
 
-  // The schedule by its command-line name; steps 0 = the folder's default. `chosen` "": adaptive where the folder has
-  // a policy for these steps, else cosine (said in a note).
-  std::unique_ptr<Schedule> schedule(const std::string& chosen, int64_t steps, const TableOptions& options) const;
+  // The schedule by its command-line name; steps 0 = the folder's default (or those of `policy`). `chosen` "": adaptive
+  // where the folder has a policy for these steps or `policy` names a file, else cosine (said in a note). `policy`: the
+  // file that adaptive reads instead of the folder's own. InputError: no policy, or one that does not fit (both sides).
+  std::unique_ptr<Schedule> schedule(const std::string& chosen, int64_t steps, const TableOptions& options,
+                                     const std::filesystem::path& policy = {}) const;
 
+  // RunError naming the folder: the weights give a logit that is not a number.
   BatchResult generate(const BatchRequest& request, const Schedule& schedule,
                        const std::vector<SamplerObserver*>& observers = {});
   // The tokens of generate alone, (B, N) i64 on the device.
@@ -50,13 +54,18 @@ class Pipeline {
   at::Tensor decode(const at::Tensor& tokens);
 
  private:
-  Pipeline(ModelConfig config, at::Device device) : config_(std::move(config)), device_(device) {}
+  Pipeline(std::filesystem::path folder, ModelConfig config, at::Device device)
+      : folder_(std::move(folder)), config_(std::move(config)), device_(device) {}
+  std::filesystem::path folder_;
   ModelConfig config_;
   at::Device device_;
   Tokenizer tokenizer_{nullptr};
   Generator generator_{nullptr};
 };
 
+// Loads the generator of a folder for inference, without gradients.
+Generator open_generator(const std::filesystem::path& folder, const ModelConfig& config, at::Device device,
+                         at::ScalarType dtype);
 // Loads the tokenizer of a folder in float32 for inference.
 Tokenizer open_tokenizer(const std::filesystem::path& folder, const ModelConfig& config, at::Device device);
 // Decodes with a given tokenizer: floats outside [0, 1] are clamped, then round(255 x).

@@ -8,7 +8,7 @@ namespace adanat {
 namespace config_detail {
 
 void throw_type(const std::string& where, const std::string& path, const char* wanted, const Json& got) {
-  std::string text = got.dump();
+  std::string text = got.dump(-1, ' ', false, Json::error_handler_t::replace);
   if (text.size() > 60) text = text.substr(0, 57) + "...";
   throw InputError(cat(where, ": ", path, " must be ", wanted, ", got ", text));
 }

@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <mutex>
 
+#include "core/base/text.h"
+
 namespace adanat {
 namespace {
 bool g_quiet = false;
@@ -25,10 +27,10 @@ void set_quiet(bool quiet) { g_quiet = quiet; }
 bool is_quiet() { return g_quiet; }
 
 void note(const std::string& message) {
-  if (!g_quiet) line(message);
+  if (!g_quiet) line(one_line(message));
 }
 
-void warning(const std::string& message) { line("warning: " + message); }
+void warning(const std::string& message) { line("warning: " + one_line(message)); }
 
 double monotonic_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

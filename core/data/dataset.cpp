@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/text.h"
 #include "core/data/dataset_kinds.h"
 
 namespace adanat {
@@ -93,7 +94,14 @@ DatasetSpec parse_dataset_spec(const std::string& text) {
 
 std::unique_ptr<ImageDataset> open_dataset(const fs::path& path, const std::string& split) {
   const DatasetSpec spec = parse_dataset_spec(path.string());
+  if (!is_utf8(spec.path.string()))
+    throw InputError(cat(one_line(spec.path.string()), ": the path is not valid UTF-8; rename the file or its folder"));
   auto dataset = open_whole(spec.path, spec.split.empty() ? split : spec.split);
+  // They are stored in token files and models, and typed as --class.
+  for (const std::string& name : dataset->class_names())
+    if (!is_name(name))
+      throw InputError(cat(spec.path.string(), ": the class \"", one_line(name),
+                           "\" has a name that is empty, not valid UTF-8 or holds control characters; rename it"));
   if (spec.begin == 0 && spec.end == -1) return dataset;
   const int64_t end = spec.end == -1 ? dataset->size() : spec.end;
   if (end > dataset->size() || spec.begin >= end)

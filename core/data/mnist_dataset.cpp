@@ -16,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kMaxInflated = uint64_t{4} << 30;
+constexpr uint64_t kMaxValues = uint64_t{4} << 30;
 
 struct Idx {
   std::vector<uint64_t> sizes;
@@ -24,15 +24,11 @@ struct Idx {
   size_t begin = 0;
 };
 
-Idx read_idx(const fs::path& path, size_t dimensions) {
-  const std::string where = path.string();
-  const auto file = MappedFile::open(path);
-  Idx idx;
-  idx.bytes = is_gzip(file->bytes()) ? gunzip(file->bytes(), where, kMaxInflated)
-                                     : std::string(reinterpret_cast<const char*>(file->data()), file->size());
-  const auto byte = [&](size_t i) { return static_cast<uint64_t>(static_cast<unsigned char>(idx.bytes[i])); };
+// Number of values that the header promises.
+uint64_t read_header(Idx& idx, std::string_view header, size_t dimensions, const std::string& where) {
+  const auto byte = [&](size_t i) { return static_cast<uint64_t>(static_cast<unsigned char>(header[i])); };
   idx.begin = 4 + 4 * dimensions;
-  if (idx.bytes.size() < idx.begin || byte(0) != 0 || byte(1) != 0 || byte(2) != 8 || byte(3) != dimensions)
+  if (header.size() < idx.begin || byte(0) != 0 || byte(1) != 0 || byte(2) != 8 || byte(3) != dimensions)
     throw InputError(cat(where, ": is no idx file of unsigned bytes with ", dimensions, " dimension", dimensions == 1 ? "" : "s"));
   uint64_t total = 1;
   for (size_t d = 0; d < dimensions; ++d) {
@@ -40,9 +36,29 @@ Idx read_idx(const fs::path& path, size_t dimensions) {
     idx.sizes.push_back(byte(at) << 24 | byte(at + 1) << 16 | byte(at + 2) << 8 | byte(at + 3));
     if (__builtin_mul_overflow(total, idx.sizes.back(), &total)) total = UINT64_MAX;
   }
-  if (total != idx.bytes.size() - idx.begin)
-    throw InputError(cat(where, ": its header says ", total, " bytes of values, but there are ", idx.bytes.size() - idx.begin,
-                         "; it is cut short or damaged"));
+  return total;
+}
+
+Idx read_idx(const fs::path& path, size_t dimensions) {
+  const std::string where = path.string();
+  const auto file = MappedFile::open(path);
+  const auto wrong_size = [&](uint64_t total, const std::string& actual) {
+    return InputError(cat(where, ": its header says ", total, " bytes of values, but there are ", actual,
+                          "; it is cut short or damaged"));
+  };
+  Idx idx;
+  if (!is_gzip(file->bytes())) {
+    idx.bytes.assign(reinterpret_cast<const char*>(file->data()), file->size());
+    const uint64_t total = read_header(idx, idx.bytes, dimensions, where);
+    if (total != idx.bytes.size() - idx.begin) throw wrong_size(total, std::to_string(idx.bytes.size() - idx.begin));
+    return idx;
+  }
+  // What the header promises is all that is inflated, and a promise that so few bytes cannot hold is refused first.
+  const uint64_t total = read_header(idx, gunzip_start(file->bytes(), where, 4 + 4 * dimensions), dimensions, where);
+  if (total > kMaxValues || total > file->size() * kMaxDeflateRatio)
+    throw wrong_size(total, cat("only ", file->size(), " bytes compressed"));
+  idx.bytes = gunzip(file->bytes(), where, idx.begin + total);
+  if (total != idx.bytes.size() - idx.begin) throw wrong_size(total, std::to_string(idx.bytes.size() - idx.begin));
   return idx;
 }
 

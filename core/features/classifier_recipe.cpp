@@ -34,6 +34,7 @@ void ClassifierTrainConfig::validate() const {
   require(seed >= 0, "seed", ">= 0", seed);
   // Batch statistics of a single image mean nothing.
   require(batch_size >= 2, "batch_size", ">= 2", batch_size);
+  require_dtype(dtype);
   require(label_smoothing >= 0 && label_smoothing < 1, "label_smoothing", "in [0, 1)", label_smoothing);
   model.validate();
   augmentation.validate();
@@ -152,8 +153,15 @@ class ClassifierRecipe : public Recipe {
   }
 
   std::string name() const override { return "classifier"; }
-  Json config() const override { return config_to_json(config_); }
+  Json config() const override {
+    Json j = config_to_json(config_);
+    // Compared on resume: other images under the same weights would go unnoticed.
+    j["trained_on"] = {{"images", train_->size()}, {"class_names", train_->class_names()}};
+    return j;
+  }
   const LoopConfig& loop() const override { return config_.loop; }
+  std::string dtype() const override { return config_.dtype; }
+  void set_dtype(const std::string& dtype) override { config_.dtype = dtype; }
 
   StepReport step(int64_t step) override {
     net_->train();
@@ -166,7 +174,7 @@ class ClassifierRecipe : public Recipe {
       const at::Tensor labels = batch.labels.to(context_.device);
       const at::Tensor images = augment(batch.images.to(context_.device).to(at::kFloat) / 255, config_.augmentation,
                                         context_.seed, at_batch, context_.rank * config_.batch_size);
-      const at::Tensor logits = net_->forward(images, {"logits"})[0];
+      const at::Tensor logits = class_logits(images);
       const at::Tensor loss = at::cross_entropy_loss(logits, labels, /*weight=*/{}, at::Reduction::Mean,
                                                      /*ignore_index=*/-100, config_.label_smoothing) / double(parts);
       loss.backward();
@@ -238,8 +246,18 @@ class ClassifierRecipe : public Recipe {
   }
 
   double data_wait_seconds() const override { return loader_->wait_seconds(); }
+  DataHealth data_health() const override {
+    const int64_t parts = config_.optimizer.accumulate;
+    return {(loader_->batches_per_epoch() + parts - 1) / parts, train_->size(), loader_->skipped()};
+  }
 
  private:
+  // (B, classes) float32; the backward pass of a bfloat16 run goes without autocast.
+  at::Tensor class_logits(const at::Tensor& images) {
+    const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
+    return net_->forward(images, {"logits"})[0].to(at::kFloat);
+  }
+
   ClassifierTrainConfig config_;
   RecipeContext context_;
   std::shared_ptr<const ImageDataset> train_;

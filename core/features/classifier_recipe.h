@@ -6,6 +6,7 @@
 #include "core/features/classifier.h"
 #include "core/train/ema.h"
 #include "core/train/optimizer.h"
+#include "core/train/precision.h"
 #include "core/train/recipe.h"
 #include "core/train/recipe_context.h"
 
@@ -43,6 +44,7 @@ struct ClassifierTrainConfig {
   std::string held_out;
   int64_t seed = 0;
   int64_t batch_size = 128;
+  std::string dtype = "auto";
   double label_smoothing = 0.0;
   ClassifierConfig model;
   AugmentationConfig augmentation;
@@ -60,6 +62,7 @@ struct ClassifierTrainConfig {
               "images that are only measured on: a dataset, or #split or @range of the training data's file"),
         field("seed", &C::seed, "of the weights, the order of the data and every random change; --seed wins"),
         field("batch_size", &C::batch_size, "images per update and process, >= 2"),
+        field("dtype", &C::dtype, kDtypeHelp),
         field("label_smoothing", &C::label_smoothing, "share of the target spread over all classes, [0, 1)"),
         field("model", &C::model, "the network"),
         field("augmentation", &C::augmentation, "random changes to training images"),

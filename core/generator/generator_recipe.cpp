@@ -1,7 +1,6 @@
 #include "core/generator/generator_recipe.h"
 
 #include <ATen/Context.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cross_entropy_loss.h>
@@ -14,6 +13,7 @@
 #include "core/data/data_order.h"
 #include "core/generator/masking.h"
 #include "core/nn/module_state.h"
+#include "core/train/finite.h"
 
 namespace adanat {
 
@@ -23,8 +23,10 @@ void GeneratorTrainConfig::validate() const {
   require(batch_size % optimizer.accumulate == 0, "batch_size", "a multiple of optimizer.accumulate", batch_size);
   require(mask_law == "beta" || mask_law == "cosine" || mask_law == "mixed", "mask_law", "beta, cosine or mixed",
           mask_law);
-  require(mask_alpha > 0, "mask_alpha", "> 0", mask_alpha);
-  require(mask_beta > 0, "mask_beta", "> 0", mask_beta);
+  // Beyond it the law is one point; far beyond, the gamma draws under it overflow.
+  require(mask_alpha > 0 && mask_alpha <= 1000, "mask_alpha", "in (0, 1000]", mask_alpha);
+  require(mask_beta > 0 && mask_beta <= 1000, "mask_beta", "in (0, 1000]", mask_beta);
+  require_dtype(dtype);
   require(label_smoothing >= 0 && label_smoothing < 1, "label_smoothing", "in [0, 1)", label_smoothing);
   require(store == "float32" || store == "float16" || store == "bfloat16", "store", "float32, float16 or bfloat16", store);
   require(seed >= 0, "seed", ">= 0", seed);
@@ -48,28 +50,6 @@ void write_generator(const std::filesystem::path& file, const GeneratorConfig& c
 }
 
 namespace {
-
-// Autocast for one scope on the CPU or a GPU.
-class AutocastScope {
- public:
-  AutocastScope(bool on, at::Device device) : on_(on), type_(device.type()) {
-    if (!on_) return;
-    at::autocast::set_autocast_dtype(type_, at::kBFloat16);
-    at::autocast::set_autocast_enabled(type_, true);
-    at::autocast::increment_nesting();
-  }
-  ~AutocastScope() {
-    if (!on_) return;
-    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-    at::autocast::set_autocast_enabled(type_, false);
-  }
-  AutocastScope(const AutocastScope&) = delete;
-  AutocastScope& operator=(const AutocastScope&) = delete;
-
- private:
-  bool on_;
-  at::DeviceType type_;
-};
 
 class GeneratorRecipe : public Recipe {
  public:
@@ -113,6 +93,8 @@ class GeneratorRecipe : public Recipe {
     return j;
   }
   const LoopConfig& loop() const override { return config_.loop; }
+  std::string dtype() const override { return config_.dtype; }
+  void set_dtype(const std::string& dtype) override { config_.dtype = dtype; }
 
   StepReport step(int64_t step) override {
     const int64_t parts = config_.optimizer.accumulate, rows = config_.batch_size / parts;
@@ -180,6 +162,7 @@ class GeneratorRecipe : public Recipe {
     const at::ScalarType type =
         config_.store == "float16" ? at::kHalf : config_.store == "bfloat16" ? at::kBFloat16 : at::kFloat;
     for (auto& [name, tensor] : weights) tensor = tensor.to(type);
+    require_finite_weights(weights, "train generator", config_.store);
     write_generator(folder / "generator.safetensors", config_.model, weights);
     if (context_.finish_model) context_.finish_model(folder);
   }
@@ -217,7 +200,7 @@ class GeneratorRecipe : public Recipe {
     const at::Tensor hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
     if (condition_dropout > 0)
       classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, config_.model.classes);
-    const AutocastScope autocast(config_.autocast, context_.device);
+    const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
     return masked_token_loss(*net_, ids.to(context_.device), hidden.to(context_.device), classes.to(context_.device),
                              smoothing);
   }

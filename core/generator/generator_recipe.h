@@ -6,6 +6,7 @@
 #include "core/data/token_file.h"
 #include "core/generator/transformer.h"
 #include "core/train/ema.h"
+#include "core/train/precision.h"
 #include "core/train/recipe.h"
 #include "core/train/recipe_context.h"
 
@@ -25,7 +26,7 @@ struct GeneratorTrainConfig {
   std::string data;
   std::string held_out;
   int64_t seed = 0;
-  bool autocast = false;
+  std::string dtype = "auto";
   std::string store = "float16";
 
   static constexpr auto fields() {
@@ -37,14 +38,14 @@ struct GeneratorTrainConfig {
         field("ema", &C::ema, "average of the weights, which is what is shipped"),
         field("batch_size", &C::batch_size, "images per update and process, split over optimizer.accumulate parts"),
         field("mask_law", &C::mask_law, "share of hidden tokens: beta, cosine, or mixed (each half of the time)"),
-        field("mask_alpha", &C::mask_alpha, "first parameter of the beta law, > 0"),
-        field("mask_beta", &C::mask_beta, "second parameter of the beta law, > 0"),
+        field("mask_alpha", &C::mask_alpha, "first parameter of the beta law, (0, 1000]"),
+        field("mask_beta", &C::mask_beta, "second parameter of the beta law, (0, 1000]"),
         field("label_smoothing", &C::label_smoothing, "0..1"),
         field("condition_dropout", &C::condition_dropout, "share of images trained without their condition, 0..1"),
         field("data", &C::data, "token file to train on; --data wins"),
         field("seed", &C::seed, "of the weights, the order of the data and every random draw; --seed wins"),
         field("held_out", &C::held_out, "a second token file to measure the loss on; empty = none"),
-        field("autocast", &C::autocast, "bfloat16 matrix products (GPUs, CPUs with AMX)"),
+        field("dtype", &C::dtype, kDtypeHelp),
         field("store", &C::store, "type of the weights written: float32, float16 or bfloat16"),
     };
   }

@@ -72,11 +72,10 @@ std::string gunzip(std::span<const std::byte> bytes, const std::string& where, u
   if (!is_gzip(bytes)) throw InputError(cat(where, ": is not a gzip file"));
   std::string out;
   if (bytes.size() >= 18) {
-    // The last four bytes hold the size of the last member: a hint that saves growing, not to be trusted. Deflate cannot
-    // expand by more than 1032.
+    // The last four bytes hold the size of the last member: a hint that saves growing, not to be trusted.
     uint64_t hint = 0;
     for (size_t i = 1; i <= 4; ++i) hint = hint << 8 | std::to_integer<uint64_t>(bytes[bytes.size() - i]);
-    out.reserve(static_cast<size_t>(std::min({hint + 1, static_cast<uint64_t>(bytes.size()) * 1032, max_bytes})));
+    out.reserve(static_cast<size_t>(std::min({hint + 1, static_cast<uint64_t>(bytes.size()) * kMaxDeflateRatio, max_bytes})));
   }
   size_t position = 0;
   while (position < bytes.size()) {
@@ -85,6 +84,21 @@ std::string gunzip(std::span<const std::byte> bytes, const std::string& where, u
     if (!is_gzip(rest)) throw InputError(cat(where, ": ", rest.size(), " bytes follow the end of the gzip data"));
     position += inflate_one(rest, 15 + 16, where, max_bytes, out);
   }
+  return out;
+}
+
+std::string gunzip_start(std::span<const std::byte> bytes, const std::string& where, size_t count) {
+  if (!is_gzip(bytes)) throw InputError(cat(where, ": is not a gzip file"));
+  Inflater inflater(15 + 16);
+  std::string out(count, '\0');
+  inflater->next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(bytes.data()));
+  inflater->avail_in = static_cast<uInt>(std::min<size_t>(bytes.size(), size_t{1} << 30));
+  inflater->next_out = reinterpret_cast<Bytef*>(out.data());
+  inflater->avail_out = static_cast<uInt>(count);
+  const int status = inflate(inflater.get(), Z_NO_FLUSH);
+  if (status != Z_OK && status != Z_STREAM_END && status != Z_BUF_ERROR)
+    throw InputError(cat(where, ": the compressed data is damaged at its start"));
+  out.resize(count - inflater->avail_out);
   return out;
 }
 

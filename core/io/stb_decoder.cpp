@@ -28,7 +28,13 @@ Image decode_with_stb(std::span<const std::byte> bytes, const std::string& where
   if (bytes.size() > INT_MAX) throw InputError(cat(where, ": a ", format, " file of ", bytes.size(), " bytes is too large"));
   const auto* data = reinterpret_cast<const stbi_uc*>(bytes.data());
   const int size = static_cast<int>(bytes.size());
-  const auto broken = [&] { return InputError(cat(where, ": broken ", format, ": ", stbi_failure_reason())); };
+  const auto broken = [&] {
+    const std::string reason = stbi_failure_reason();
+    if (reason == "too large")  // found before the size is told
+      return InputError(cat(where, ": a ", format, " image over the limits of ", kMaxImageSide, " per side and ", kMaxImagePixels,
+                            " pixels"));
+    return InputError(cat(where, ": broken ", format, ": ", reason));
+  };
   int width = 0, height = 0, channels = 0;
   if (!stbi_info_from_memory(data, size, &width, &height, &channels)) throw broken();
   if (width < 1 || height < 1 || width > kMaxImageSide || height > kMaxImageSide ||

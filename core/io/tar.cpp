@@ -1,5 +1,7 @@
 #include "core/io/tar.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 #include <charconv>
@@ -165,7 +167,9 @@ std::shared_ptr<const TarArchive> TarArchive::open(const std::filesystem::path& 
   std::shared_ptr<TarArchive> archive(new TarArchive());
   std::shared_ptr<const MappedFile> file = MappedFile::open(path);
   if (is_gzip(file->bytes())) {
-    archive->inflated_ = gunzip(file->bytes(), path.string(), kMaxInflated);
+    const uint64_t memory = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+    const uint64_t plausible = std::max(uint64_t{64} << 20, file->size() * kMaxRatio);
+    archive->inflated_ = gunzip(file->bytes(), path.string(), std::min({kMaxInflated, memory / 2, plausible}));
     archive->bytes_ = std::as_bytes(std::span(archive->inflated_));
   } else {
     archive->file_ = file;

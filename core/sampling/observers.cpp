@@ -2,6 +2,8 @@
 
 #include <ATen/ops/stack.h>
 
+#include "core/base/interrupt.h"
+
 namespace adanat {
 
 void TraceObserver::on_step(const StepView& view) {
@@ -22,5 +24,7 @@ void TokensObserver::on_step(const StepView& view) {
 
 at::Tensor TokensObserver::tokens() const { return at::stack(tokens_).cpu(); }
 at::Tensor TokensObserver::proposals() const { return at::stack(proposals_).cpu(); }
+
+void InterruptObserver::on_step(const StepView&) { check_interrupt(); }
 
 }  // namespace adanat

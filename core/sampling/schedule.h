@@ -25,6 +25,8 @@ class Schedule {
   virtual int64_t steps() const = 0;
   virtual kernels::RemaskRule rule() const = 0;
   virtual std::unique_ptr<ScheduleState> begin(int64_t batch, at::Device device) const = 0;
+  // The tokens (B, N) that the coming next() decides about; for schedules that read them.
+  virtual void see_tokens(ScheduleState*, const at::Tensor&) const {}
   // features (B, N, D): of the conditional pass on the current tokens. step in [0, steps()).
   virtual Action next(ScheduleState* state, int64_t step, const at::Tensor& features) const = 0;
   // The guidance that every sample gets at this step, where it is known before the forward pass. 0 means that no

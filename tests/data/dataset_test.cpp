@@ -296,5 +296,36 @@ TEST(SharedDataTest, Mnist) {
   EXPECT_EQ(dataset->image(0).width, 28);
 }
 
+TEST(DatasetBombs, NothingBeyondThePromiseIsInflated) {
+  const testing::TempDir dir;
+  const std::string zeros(size_t{70} << 20, '\0');
+  put_file(dir / "a/train-labels-idx1-ubyte", testing::idx_labels(7));
+  put_file(dir / "a/train-images-idx3-ubyte.gz", gzip(testing::idx_images(7, 4) + zeros));
+  expect_input_error([&] { open_dataset(dir / "a"); }, {"train-images-idx3-ubyte.gz", "more than the 128 bytes"});
+  // The largest promise of all, in a file of some bytes.
+  put_file(dir / "a/train-images-idx3-ubyte.gz", gzip(testing::big_endian({0x803, 0xffffffff, 0xffffffff, 0xffffffff}) + "abc"));
+  expect_input_error([&] { open_dataset(dir / "a"); }, {"train-images-idx3-ubyte.gz", "cut short or damaged"});
+  put_file(dir / "a/train-images-idx3-ubyte.gz", gzip(testing::big_endian({0x803, 1, 65535, 65535}) + "abc"));
+  expect_input_error([&] { open_dataset(dir / "a"); }, {"its header says 4294836225 bytes", "compressed"});
+  // An archive promises nothing; what no pictures shrink to is refused.
+  put_file(dir / "b.tar.gz", gzip(zeros));
+  expect_input_error([&] { open_dataset(dir / "b.tar.gz"); }, {"b.tar.gz", "more than the 67108864 bytes"});
+}
+
+TEST(DatasetNames, ThatCannotBeStoredAreRefused) {
+  for (const char* name : {"caf\xe9", "two\nlines", "bell\a", "\xc2\x9b" "c1"}) {
+    const testing::TempDir dir;
+    put_file(dir / name / "1.png", testing::png_bytes(8, 8, 0));
+    put_file(dir / "good" / "1.png", testing::png_bytes(8, 8, 0));
+    expect_input_error([&] { open_dataset(dir.path()); }, {"the class \"", "rename it"}, name);
+  }
+  const testing::TempDir dir;
+  put_file(dir / "caf\xc3\xa9" / "1.png", testing::png_bytes(8, 8, 0));
+  put_file(dir / "two words" / "1.png", testing::png_bytes(8, 8, 0));
+  EXPECT_EQ(open_dataset(dir.path())->class_names(), (std::vector<std::string>{"caf\xc3\xa9", "two words"}));
+  put_file(dir / "bad\xff" / "x" / "1.png", testing::png_bytes(8, 8, 0));
+  expect_input_error([&] { open_dataset(dir / "bad\xff"); }, {"bad?: the path is not valid UTF-8"});
+}
+
 }  // namespace
 }  // namespace adanat

@@ -67,7 +67,7 @@ class Shapes : public ::testing::Test {
     make_shapes(*dir_ / "shapes", 40);
     const std::string d = dir_->path().string();
     const std::string classifier =
-        "train classifier --quiet --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
+        "train classifier --quiet --dtype float32 --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
         " --set model.blocks=[1,1] --set model.stem_width=8 --set batch_size=16 --set loop.steps=30 ";
     expect_ok(classifier + "--out " + d + "/features");
     expect_ok(classifier + "--set role=measure --seed 5 -m " + d + "/features/model --out " + d + "/measure");
@@ -109,6 +109,10 @@ TEST_F(Shapes, RunFoldersHoldWhatTheyPromise) {
   for (const char* name : {"tokenizer", "generator", "features", "measure"})
     EXPECT_TRUE(fs::exists(model() + "/" + name + ".safetensors")) << name;
   EXPECT_EQ(adanat_run(*dir_, "info --verify " + model()).status, 0);
+  // The precision was settled when the run began, and says by what.
+  const Json config = read_json_file(path("generator/config.json"));
+  EXPECT_TRUE(config["dtype"] == "float32" || config["dtype"] == "bfloat16") << config["dtype"];
+  EXPECT_GT(config["run"]["dtype_timings"]["bfloat16_seconds"].get<double>(), 0);
 }
 
 TEST_F(Shapes, GeneratesEveryKindOfOutput) {
@@ -165,7 +169,7 @@ TEST_F(Shapes, MeasuresWithItsOwnNetwork) {
 }
 
 TEST_F(Shapes, StopsOnSigtermAndResumesToTheSameBits) {
-  const std::string base = "train generator --quiet -t 1 --data " + path("tokens.safetensors") + " -m " +
+  const std::string base = "train generator --quiet -t 1 --dtype float32 --data " + path("tokens.safetensors") + " -m " +
                            path("tokenizer/model") + kSmallGenerator + " --set loop.checkpoint_every=20 --set loop.steps=";
   expect_ok(base + "40 --out " + path("whole"));
   // The learning-rate law is constant after the warm-up, so a run of 20 and its continuation are the run of 40.
@@ -208,6 +212,8 @@ TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
   expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("generator"), "--resume");
   expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set model.widht=3", "unknown key \"model.widht\"");
   expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set batch_size=1.5", "batch_size must be an integer");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --dtype float8", "dtype must be auto, float32 or bfloat16");
+  expect("train tokenizer --data " + path("shapes") + " --out " + path("new") + " --set features=" + path("none.safetensors"), "none.safetensors");
   EXPECT_FALSE(fs::exists(path("new")));
   EXPECT_FALSE(fs::exists(path("x.png")));
   for (const char* help : {"--help", "generate --help", "train --help", "train generator -h", "eval -h", "tokenize encode -h", "info -h", "--version"})
@@ -251,6 +257,58 @@ TEST_F(Shapes, BrokenImagesAreSkippedAndCounted) {
   std::ofstream(path("bad/a/x.png")) << "no image";
   EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "tokenize encode -m " + model() + " --data " + path("bad") + " -o " + path("n.safetensors")), 2, "none of its images"));
   EXPECT_FALSE(fs::exists(path("n.safetensors")));
+}
+
+// A policy of two updates: what it writes is what generate takes by itself, and only for its own number of steps.
+TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
+  const std::string train = "train policy --quiet -t 1 --data " + path("shapes") + " -m " + model() + " --steps 3"
+                            " --set base=cosine --set network.hidden=16 --set network.channels=4 --set network.mlp=16"
+                            " --set trajectories=24 --set rollout_batch=12 --set discriminator_batch=8"
+                            " --set discriminator_steps=2 --set evaluate_images=40 --set loop.checkpoint_every=2"
+                            " --set loop.log_every=1 --set loop.steps=";
+  expect_ok(train + "4 --out " + path("policy"));
+  for (const char* name : {"model/policy-T3.safetensors", "model/generator.safetensors", "model/measure.safetensors",
+                           "samples/samples-00000004.png", "samples/samples-before-00000004.png",
+                           "samples/schedule-guidance-00000004.png", "checkpoints/step-4/state.safetensors"})
+    EXPECT_TRUE(fs::exists(path(std::string("policy/") + name))) << name;
+  EXPECT_EQ(adanat_run(*dir_, "info --verify " + path("policy/model")).status, 0);
+  // Resumed after two updates, it is the same to the last bit.
+  expect_ok(train + "2 --out " + path("policy-parts"));
+  expect_ok(train + "4 --resume --out " + path("policy-parts"));
+  const TensorMap a = read_tensors(path("policy/checkpoints/step-4/state.safetensors"));
+  const TensorMap b = read_tensors(path("policy-parts/checkpoints/step-4/state.safetensors"));
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
+
+  const std::string g = "generate -m " + path("policy/model") + " -n 4 -o " + path("p/");
+  expect_ok(g + " --quiet --steps 3 --trace " + path("p.json"));
+  const Json trace = read_json_file(path("p.json"));
+  EXPECT_NE(trace["samples"][0]["actions"][1], trace["samples"][1]["actions"][1]);  // samples of two classes
+  const auto text = read_png_text(path("p/00000.png"));
+  EXPECT_NE(text.at(0).second.find("Sampler: adaptive"), std::string::npos);
+  EXPECT_NE(text.at(0).second.find("policy_sha256"), std::string::npos);
+  const auto other = adanat_run(*dir_, g + " --steps 5");
+  EXPECT_NE(other.err.find("no policy for 5 steps"), std::string::npos) << other.err;
+  const std::string file = " --policy " + path("policy/model/policy-T3.safetensors");
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, g + " --steps 5" + file), 2, "is a policy for 3 steps, but 5"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, g + " --schedule cosine" + file), 2, "--policy"));
+  expect_ok("generate --quiet -m " + model() + " -n 4 -o " + path("q/") + file);
+  EXPECT_EQ(read_image(path("q/00003.png")).rgb, read_image(path("p/00003.png")).rgb);
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, train + "4 --out " + path("new-policy") + " --steps none"), 2, "--steps none"));
+}
+
+TEST_F(Shapes, SearchesATable) {
+  const std::string search = "search schedule --quiet -t 1 -m " + model() + " --reference " + path("shapes") +
+                             " --steps 3 --count 20 --final-count 30 --population 2 -o " + path("found.json");
+  const auto outcome = adanat_run(*dir_, search + " --candidates 3");
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  const std::string first = read_file(path("found.json"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + " --candidates 5"), 2, "--resume"));
+  const auto longer = adanat_run(*dir_, search + " --candidates 5 --resume");
+  ASSERT_EQ(longer.status, 0) << longer.err;
+  EXPECT_EQ(Json::parse(longer.out)["candidates"], 5);
+  expect_ok("generate --quiet -m " + model() + " --schedule " + path("found.json") + " -n 2 -o " + path("found.png"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + " --candidates 5 --resume --steps 4"), 2, "another search"));
 }
 
 // A minute on real digits: what a user's first run looks like.

@@ -6,6 +6,7 @@
 
 #include "core/generator/generator_recipe.h"
 #include "core/generator/masking.h"
+#include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
 #include "support/support.h"
 
@@ -133,6 +134,16 @@ TEST(Masking, LawsHaveTheirMeans) {
   EXPECT_NEAR(draw_mask_ratios("beta", 12, 3, n, generator).mean().item<double>(), 0.8, 0.003);
   EXPECT_NEAR(draw_mask_ratios("cosine", 12, 3, n, generator).mean().item<double>(), 2 / M_PI, 0.003);
   EXPECT_NEAR(draw_mask_ratios("mixed", 12, 3, n, generator).mean().item<double>(), (0.8 + 2 / M_PI) / 2, 0.003);
+}
+
+TEST(Generator, ItsShapesFollowFromItsConfig) {
+  for (const char* condition : {"class", "text"}) {
+    const GeneratorConfig config{.width = 24, .depth = 4, .heads = 3, .codes = 10, .grid_height = 3, .grid_width = 5,
+                                 .condition = condition, .classes = 7, .text_width = 11, .text_tokens = 2};
+    ShapeMap registered;
+    for (const auto& [name, tensor] : module_state(*Generator(config))) registered[name] = tensor.sizes().vec();
+    EXPECT_EQ(generator_shapes(config), registered) << condition;
+  }
 }
 
 }  // namespace

@@ -47,6 +47,10 @@ TEST(GzipTest, DamageIsNoticed) {
   for (size_t size = 0; size < packed.size(); size += size < 40 ? 1 : 61)
     expect_input_error([&] { gunzip(as_bytes(std::string_view(packed).substr(0, size)), "f", 1 << 20); }, {"f: "}, cat("size ", size));
   expect_input_error([&] { gunzip(as_bytes(packed + "tail"), "f", 1 << 20); }, {"follow"});
+  EXPECT_EQ(gunzip_start(as_bytes(packed), "f", 5), text.substr(0, 5));
+  EXPECT_EQ(gunzip_start(as_bytes(packed), "f", text.size() + 9), text);
+  EXPECT_EQ(gunzip_start(as_bytes(std::string_view(packed).substr(0, 10)), "f", 5), "");  // nothing but the gzip header
+  expect_input_error([&] { gunzip_start(as_bytes("no gzip"), "f", 5); }, {"f: is not"});
   Damage damage(1);
   for (int i = 0; i < 2000; ++i) {
     try {

@@ -178,9 +178,16 @@ TEST(PngTest, DamageBehindTheChecksums) {
 
 TEST(PngTest, SizeIsCheckedBeforeMemoryIsAsked) {
   std::string header = encode_png(test_image(2, 2)).substr(16, 13);
+  const auto decode = [&] {
+    const std::string png = encode_png(test_image(2, 2)).substr(0, 8) + png_chunk("IHDR", header) + png_chunk("IDAT", "") + png_chunk("IEND", "");
+    decode_image(as_bytes(png), "wide.png");
+  };
   put_u32(header, 0, 16385);
-  const std::string png = encode_png(test_image(2, 2)).substr(0, 8) + png_chunk("IHDR", header) + png_chunk("IDAT", "") + png_chunk("IEND", "");
-  expect_input_error([&] { decode_image(as_bytes(png), "wide.png"); }, {"wide.png"});
+  expect_input_error(decode, {"wide.png: an image of 16385x2 is outside the limits of 16384 per side"});
+  put_u32(header, 4, 0xffffffff);
+  expect_input_error(decode, {"wide.png: an image of 16385x4294967295 is outside"});
+  header.pop_back();
+  expect_input_error(decode, {"wide.png", "IHDR has 12 bytes"});
 }
 
 TEST(PnmTest, ReadsItsKinds) {
@@ -208,6 +215,13 @@ TEST(ImageTest, OtherBytes) {
   EXPECT_FALSE(decodes("BM"));
   EXPECT_FALSE(decodes("GIF89a"));
   EXPECT_FALSE(decodes("\xff\xd8\xff"));
+}
+
+TEST(ImageTest, HugeBmpAndGifAreNamedInOurWords) {
+  std::string bmp("BM\x3a\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x01\0\0\x7f\x01\0\0\x7f\x01\0\x18\0\0\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x03\x02\x01\0", 58);
+  expect_input_error([&] { decode_image(as_bytes(bmp), "b.bmp"); }, {"b.bmp: ", "limits of 16384 per side"});
+  const std::string gif = from_hex("474946383961ffffffff800000010203ffffff2c0000000001000100000202024401003b");
+  expect_input_error([&] { decode_image(as_bytes(gif), "g.gif"); }, {"g.gif: an image of 65535x65535 is outside the limits of 16384 per side"});
 }
 
 // BMP and GIF files from here: a 24-bit BMP by hand and the smallest GIF.

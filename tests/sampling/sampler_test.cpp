@@ -182,6 +182,23 @@ TEST(Sampler, RowsThroughTheGeneratorArePromisedCounts) {
   EXPECT_EQ(rows(PerSampleSchedule{}), (2 + 1) + 3 * 16);
 }
 
+// The classes found beforehand, found by the loop, and those of a condition that was replaced since: the same images.
+TEST(Sampler, DistinctClassesAreFoundBeforehandOrInTheLoop) {
+  Generator net = small_generator();
+  const at::Tensor classes = at::tensor({7, 2, 7, 0}, at::kLong);
+  const auto schedule = cosine(3, 1);
+  const SamplerStart start = plain_start(*net, classes, 5, at::arange(4));
+  EXPECT_TRUE(at::equal(start.classes.distinct, at::tensor({0, 2, 7}, at::kLong)));
+  EXPECT_TRUE(at::equal(start.classes.distinct.index_select(0, start.classes.row_of), classes));
+  const at::Tensor expected = sample(*net, start, *schedule);
+  SamplerStart bare = start;
+  bare.classes = {};
+  EXPECT_TRUE(at::equal(sample(*net, bare, *schedule), expected));
+  SamplerStart replaced = plain_start(*net, at::zeros({4}, at::kLong), 5, at::arange(4));
+  replaced.condition = classes;
+  EXPECT_TRUE(at::equal(sample(*net, replaced, *schedule), expected));
+}
+
 TEST(Sampler, StartsFromGivenTokensAndKeepsThem) {
   Generator net = small_generator();
   SamplerStart start = plain_start(*net, at::arange(4), 1, at::arange(4));

@@ -138,8 +138,35 @@ TEST(TokenizerRecipe, ResumeIsBitExactWithGradientCodebook) {
   TokenizerTrainConfig config = tiny_config();
   config.quantizer.codebook = "gradient";
   config.optimizer.accumulate = 2;
-  config.precision = "bfloat16";
+  config.dtype = "bfloat16";
   expect_resume_is_exact(config);
+}
+
+// Timed in both phases, with and without the discriminator; no trace of it stays.
+TEST(TokenizerRecipe, AutomaticPrecisionLeavesNoTrace) {
+  TokenizerTrainConfig config = tiny_config();
+  config.dtype = "auto";
+  const auto chosen = make(config);
+  EXPECT_EQ(chosen->phases(), (std::vector<int64_t>{0, 3}));
+  const DtypeChoice choice = choose_dtype(*chosen);
+  EXPECT_GT(choice.bfloat16_seconds, 0);
+  config.dtype = choice.dtype;
+  const auto given = make(config);
+  chosen->set_dtype(choice.dtype);
+  for (const auto& recipe : {chosen.get(), given.get()}) {
+    at::manual_seed(1);  // revived codes are drawn
+    for (int64_t s = 0; s < 6; ++s) recipe->step(s);
+  }
+  const TensorMap a = state_of(*chosen), b = state_of(*given);
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, tensor] : a) EXPECT_CLOSE(b.at(name), tensor, 0) << name;
+}
+
+TEST(TokenizerRecipe, SaysWhatItWasTrainedOn) {
+  const Json config = make(tiny_config())->config();
+  EXPECT_EQ(config["trained_on"]["images"], 22);
+  EXPECT_EQ(config["trained_on"]["class_names"], Json({"a", "b", "c"}));
+  EXPECT_TRUE(config["trained_on"].contains("features_hash"));
 }
 
 TEST(TokenizerRecipe, LearnsASmallSet) {
@@ -246,7 +273,7 @@ TEST(TokenizerRecipe, ConfigIsChecked) {
     EXPECT_THROW(make(config), InputError);
   };
   refused([](TokenizerTrainConfig& c) { c.batch_size = 0; });
-  refused([](TokenizerTrainConfig& c) { c.precision = "float8"; });
+  refused([](TokenizerTrainConfig& c) { c.dtype = "float8"; });
   refused([](TokenizerTrainConfig& c) { c.store = "int8"; });
   refused([](TokenizerTrainConfig& c) { c.loss.l1 = c.loss.perceptual = 0; });
   refused([](TokenizerTrainConfig& c) { c.gan.layers = 4; });
@@ -257,12 +284,12 @@ TEST(TokenizerRecipe, ConfigIsChecked) {
 
 // Every shipped config is read, valid, and written back to the same.
 TEST(TokenizerRecipe, ShippedConfigs) {
-  for (const char* name : {"mnist", "signs"}) {
+  for (const char* name : {"mnist", "signs", "cifar10"}) {
     const std::string path = testing::source_dir().string() + "/configs/" + name + "/tokenizer.json";
     const auto config = config_from_json<TokenizerTrainConfig>(read_json_file(path), path);
     EXPECT_TRUE(config_from_json<TokenizerTrainConfig>(config_to_json(config), "echo") == config);
     EXPECT_EQ(config.model.factor(), 4);
-    EXPECT_FALSE(config.flip);  // mirrored digits and signs are other digits and signs
+    EXPECT_EQ(config.flip, std::string(name) == "cifar10");  // mirrored digits and signs are other digits and signs
     Tokenizer tokenizer(config.model);
     EXPECT_LE(parameter_count(*tokenizer), 4'000'000) << name;
   }

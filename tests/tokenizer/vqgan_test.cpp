@@ -6,6 +6,7 @@
 #include "kernels/nearest_code.h"
 #include "support/support.h"
 #include "tokenizer/quantizer.h"
+#include "tokenizer/shapes.h"
 
 namespace adanat {
 namespace {
@@ -265,6 +266,22 @@ TEST(VqganQuantizer, GoldenLossesAndGradients) {
   q.loss.backward();
   EXPECT_CLOSE(z.grad(), 0.25 * g["quant_grad.z_from_loss"], 1e-6);
   EXPECT_CLOSE(tokenizer->embedding.grad(), 4 * g["quant_grad.codebook_from_loss"], 1e-6);
+}
+
+TEST(Tokenizer, ItsShapesFollowFromItsConfig) {
+  TokenizerConfig config;
+  config.image_size = 16, config.channels = 8, config.latent_channels = 4, config.codes = 9, config.residual_blocks = 2;
+  const auto check = [&] {
+    ShapeMap registered;
+    for (const auto& [name, tensor] : module_state(*Tokenizer(config))) registered[name] = tensor.sizes().vec();
+    EXPECT_EQ(tokenizer_shapes(config), registered);
+  };
+  config.channel_multipliers = {1, 1, 2};
+  check();
+  config.channel_multipliers = {2, 1}, config.shortcut_from = "hidden", config.unshuffle = 2;
+  check();
+  config.channel_multipliers = {3}, config.residual_blocks = 1;
+  check();
 }
 
 }  // namespace

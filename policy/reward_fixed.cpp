@@ -1,0 +1,215 @@
+// Rewards without training: the classifier's confidence, and the metric itself.
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linalg_eigh.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/softmax.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <optional>
+
+#include "policy/reward_kinds.h"
+
+namespace adanat {
+namespace {
+
+// One tap of a network over a batch of any size.
+at::Tensor tap_of(FeatureNet& net, const std::string& tap, const at::Tensor& images, int64_t at_once) {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> parts;
+  for (int64_t begin = 0; begin < images.size(0); begin += at_once)
+    parts.push_back(
+        net.forward(images.narrow(0, begin, std::min(at_once, images.size(0) - begin)), {tap})[0]);
+  return at::cat(parts);
+}
+
+void require_tap(const FeatureNet& net, const std::string& reward, const std::string& tap) {
+  const std::vector<std::string> taps = net.taps();
+  if (std::find(taps.begin(), taps.end(), tap) == taps.end())
+    throw InputError(cat("reward ", reward, ": needs a features network with the tap ", tap,
+                         " (a classifier), got a ", net.kind()));
+}
+
+class ConfidenceReward : public Reward {
+ public:
+  ConfidenceReward(const RewardConfig& config, const RewardContext& context, std::shared_ptr<FeatureNet> net)
+      : at_once_(config.score_batch), context_(context), net_(std::move(net)) {
+    if (context.text_width > 0)
+      throw InputError("reward confidence: needs class conditions; for text use projected, features or conv");
+    require_tap(*net_, name(), "logits");
+    const at::Tensor blank = at::full({1, 3, context.image_size, context.image_size}, 0.5,
+                                      at::TensorOptions(at::kFloat).device(context.device));
+    const int64_t known = tap_of(*net_, "logits", blank, 1).size(1);
+    if (known != context.classes)
+      throw InputError(cat("reward confidence: the features network knows ", known,
+                           " classes, the generator ", context.classes,
+                           "; use a network trained on the same classes"));
+  }
+  std::string name() const override { return "confidence"; }
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+    check_reward_batch(name(), context_, images, conditions);
+    const at::NoGradGuard no_grad;
+    const at::Tensor probability = at::softmax(tap_of(*net_, "logits", images, at_once_), 1);
+    return checked_scores(name(), probability.gather(1, conditions.unsqueeze(1)).squeeze(1));
+  }
+
+ private:
+  int64_t at_once_;
+  RewardContext context_;
+  std::shared_ptr<FeatureNet> net_;
+};
+
+class FrechetReward : public Reward {
+ public:
+  FrechetReward(const RewardConfig& config, const RewardContext& context, std::shared_ptr<FeatureNet> net)
+      : share_(config.frechet_share),
+        wanted_(config.frechet_images),
+        at_once_(config.score_batch),
+        context_(context),
+        net_(std::move(net)) {
+    require_tap(*net_, name(), "pool");
+  }
+  std::string name() const override { return "frechet"; }
+
+  int64_t wants_real() const override { return real_ ? 0 : wanted_ - (seen_ ? seen_->count() : 0); }
+
+  void observe_real(const at::Tensor& images) override {
+    const int64_t rows = std::min(wants_real(), images.size(0));
+    if (rows < 1) return;
+    const at::Tensor features = tap_of(*net_, "pool", images.narrow(0, 0, rows), at_once_);
+    if (!seen_) seen_.emplace(features.size(1));
+    seen_->add(features);
+    if (seen_->count() >= wanted_) real_ = seen_->stats();
+  }
+
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+    check_reward_batch(name(), context_, images, conditions);
+    const int64_t b = images.size(0), least = share_ == "batch" ? 2 : 3;
+    if (b < least)
+      throw InputError(cat("reward frechet: needs at least ", least, " images at once, got ", b));
+    if (!real_) {
+      if (!seen_ || seen_->count() < 2)
+        throw RunError("reward frechet: scores before it has seen real images; give it some (observe_real)");
+      real_ = seen_->stats();  // the data held fewer images than wanted
+    }
+    const at::Tensor features = tap_of(*net_, "pool", images, at_once_);
+    at::Tensor scores;
+    if (share_ == "batch") {
+      GaussianAccumulator batch(features.size(1));
+      batch.add(features);
+      scores = at::full({b}, -frechet_distance(batch.stats(), *real_), at::kFloat);
+    } else {
+      scores = frechet_pseudo_values(features, *real_).to(at::kFloat);
+    }
+    return checked_scores(name(), scores.to(images.device()));
+  }
+
+  void save(TensorMap& out, const std::string& prefix) const override {
+    std::optional<GaussianStats> real = real_;
+    if (!real && seen_ && seen_->count() >= 2) real = seen_->stats();
+    out[prefix + "real_count"] = at::scalar_tensor(real ? real->count : 0, at::kLong);
+    if (!real) return;
+    out[prefix + "real_mean"] = real->mean;
+    out[prefix + "real_covariance"] = real->covariance;
+  }
+
+  void load(const TensorMap& in, const std::string& prefix, const std::string& where) override {
+    const auto take = [&](const char* key, int64_t dim, at::ScalarType type) {
+      const auto found = in.find(prefix + key);
+      if (found == in.end()) throw InputError(cat(where, ": lacks the tensor ", prefix, key));
+      if (found->second.dim() != dim || found->second.scalar_type() != type)
+        throw InputError(cat(where, ": ", prefix, key, " has type ", found->second.scalar_type(),
+                             " and shape ", found->second.sizes(), ", wanted ", type, " of ", dim,
+                             " dimensions"));
+      return found->second.cpu().clone();
+    };
+    seen_.reset();
+    real_.reset();
+    const int64_t count = take("real_count", 0, at::kLong).item<int64_t>();
+    if (count == 0) return;
+    GaussianStats stats{count, take("real_mean", 1, at::kDouble), take("real_covariance", 2, at::kDouble)};
+    const int64_t d = stats.mean.size(0);
+    if (count < 2 || stats.covariance.sizes() != at::IntArrayRef({d, d}))
+      throw InputError(cat(where, ": ", prefix, "real_covariance has shape ", stats.covariance.sizes(),
+                           " of ", count, " images, wanted (", d, ", ", d, ") of 2 or more"));
+    real_ = std::move(stats);
+  }
+
+ private:
+  std::string share_;
+  int64_t wanted_, at_once_;
+  RewardContext context_;
+  std::shared_ptr<FeatureNet> net_;
+  std::optional<GaussianAccumulator> seen_;
+  std::optional<GaussianStats> real_;
+};
+
+}  // namespace
+
+at::Tensor frechet_pseudo_values(const at::Tensor& features, const GaussianStats& real) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = features.detach().cpu().to(at::kDouble);
+  const int64_t count = x.size(0), d = x.size(1);
+  if (count < 3) throw RunError(cat("frechet_pseudo_values: needs at least 3 rows, got ", count));
+  if (real.mean.size(0) != d)
+    throw RunError(
+        cat("frechet_pseudo_values: ", d, " features against ", real.mean.size(0), " of the real images"));
+  const double n = double(count);
+  const at::Tensor mean = x.mean(0), off = x - mean;
+  const at::Tensor covariance = at::matmul(off.t(), off) / (n - 1);
+
+  const auto [real_values, real_vectors] = at::linalg_eigh(real.covariance);
+  const at::Tensor real_root = at::matmul(real_vectors * real_values.clamp_min(0).sqrt(), real_vectors.t());
+  const at::Tensor between = at::matmul(at::matmul(real_root, covariance), real_root);
+  const auto [raw_values, vectors] = at::linalg_eigh((between + between.t()) / 2);
+  const at::Tensor values = raw_values.clamp_min(0);
+  const double root_trace = values.sqrt().sum().item<double>(), largest = values[d - 1].item<double>();
+  const double real_trace = real.covariance.trace().item<double>(), trace = covariance.trace().item<double>();
+  const at::Tensor gap = mean - real.mean;
+  const double whole = gap.square().sum().item<double>() + trace + real_trace - 2 * root_trace;
+
+  // Without row i: mean - off_i / (n-1), covariance c * (S - a off_i off_i^T).
+  const double c = (n - 1) / (n - 2), a = n / ((n - 1) * (n - 1));
+  const at::Tensor shares = at::matmul(at::matmul(off, real_root), vectors).square() * a;  // (n, d)
+  at::Tensor change = at::full({count}, 0.0, at::kDouble);
+  if (largest > 0) {
+    // Trapezoids over u = log s. The integrand is analytic within |Im u| < pi/2, so steps of 0.3 leave about
+    // exp(-pi^2 / 0.3) = 5e-15; below 1e-9 of the largest root nothing is left, above 1e6 of it the tail is
+    // -q/s^2.
+    const double step = 0.3, scale = std::sqrt(largest), first = std::log(1e-9), last = std::log(1e6);
+    const int64_t nodes = int64_t(std::ceil((last - first) / step)) + 1;
+    const at::Tensor s = (at::arange(nodes, at::kDouble) * step + first).exp() * scale, squared = s.square();
+    const at::Tensor kernel = 1 / (values.unsqueeze(1) + squared.unsqueeze(0));  // (d, nodes)
+    // The ratio of determinants is at least s^2 / (s^2 + largest) because eigenvalues interlace; rounding
+    // goes below.
+    const at::Tensor ratio =
+        at::maximum(1 - at::matmul(shares, kernel), (squared / (squared + largest)).unsqueeze(0));
+    const double end = s[nodes - 1].item<double>();
+    at::Tensor weight = s * (step / std::numbers::pi);
+    weight[nodes - 1] *= 0.5;
+    change = at::matmul(ratio.log(), weight) - shares.sum(1) / (std::numbers::pi * end);
+  }
+  const at::Tensor left_gap = (gap.unsqueeze(0) - off / (n - 1)).square().sum(1);
+  const at::Tensor left_trace = (trace - a * off.square().sum(1)) * c;
+  const at::Tensor left = left_gap + left_trace + real_trace - 2 * std::sqrt(c) * (root_trace + change);
+  return (n - 1) * left - n * whole;
+}
+
+std::unique_ptr<Reward> make_confidence_reward(const RewardConfig& config, const RewardContext& context,
+                                               std::shared_ptr<FeatureNet> net) {
+  return std::make_unique<ConfidenceReward>(config, context, std::move(net));
+}
+
+std::unique_ptr<Reward> make_frechet_reward(const RewardConfig& config, const RewardContext& context,
+                                            std::shared_ptr<FeatureNet> net) {
+  return std::make_unique<FrechetReward>(config, context, std::move(net));
+}
+
+}  // namespace adanat

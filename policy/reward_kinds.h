@@ -1,0 +1,39 @@
+// The kinds of rewards one by one, for the factory in policy/reward.h.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "core/features/feature_net.h"
+#include "core/metrics/frechet.h"
+#include "policy/reward.h"
+
+namespace adanat {
+
+// Checks what Reward::score and train_step promise to check; `name` is the reward's.
+void check_reward_batch(const std::string& name, const RewardContext& context, const at::Tensor& images,
+                        const at::Tensor& conditions);
+// Returns `scores` or throws RunError.
+at::Tensor checked_scores(const std::string& name, const at::Tensor& scores);
+
+// Rewards with a discriminator: heads on `net` where there is one ("projected" on a ViT's taps, "features" on
+// config.taps of another network), a convolutional one where it is null.
+std::unique_ptr<Reward> make_adversarial_reward(const std::string& name, const RewardConfig& config,
+                                                const RewardContext& context,
+                                                std::shared_ptr<FeatureNet> net);
+// Probability of the wanted class under the network's logits. Class conditions only.
+std::unique_ptr<Reward> make_confidence_reward(const RewardConfig& config, const RewardContext& context,
+                                               std::shared_ptr<FeatureNet> net);
+// Minus the Frechet distance between a batch and observed real images under the network's pooled features.
+std::unique_ptr<Reward> make_frechet_reward(const RewardConfig& config, const RewardContext& context,
+                                            std::shared_ptr<FeatureNet> net);
+
+// What each row of features (B, D), B >= 3, contributes to minus the Frechet distance F between the batch and
+// `real`: the jackknife pseudo-values (B - 1) * F(without row i) - B * F(all), (B) f64 on the CPU. Their mean
+// is the jackknife's estimate of -F without the bias of a small batch. Exact up to rounding (about 1e-6 of
+// the roots' traces), and cheap: leaving out a row is a rank-one change of M = R^1/2 S R^1/2, and the trace
+// of its root changes by
+//   1/pi * integral over s > 0 of log(det(s^2 + M - a v v^T) / det(s^2 + M)) ds,
+// the ratio of determinants being 1 - a v^T (s^2 + M)^-1 v. One eigen-decomposition for all rows, 116 nodes.
+at::Tensor frechet_pseudo_values(const at::Tensor& features, const GaussianStats& real);
+
+}  // namespace adanat

@@ -1,0 +1,315 @@
+// Training of a policy on models small enough for milliseconds: resume, learning, errors, files.
+#include "policy/policy_recipe.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "core/nn/module_state.h"
+#include "core/sampling/observers.h"
+#include "support/support.h"
+
+namespace adanat {
+namespace {
+
+using testing::TempDir;
+
+// Plain colours, 8x8, of 3 classes.
+class Colours : public ImageDataset {
+ public:
+  int64_t size() const override { return 24; }
+  int64_t label(int64_t i) const override { return i % 3 == 2 ? 1 : 0; }
+  Image image(int64_t i) const override {
+    Image image{8, 8, std::vector<uint8_t>(8 * 8 * 3)};
+    for (size_t k = 0; k < image.rgb.size(); ++k) image.rgb[k] = uint8_t(i * 37 + int64_t(k % 3) * 61);
+    return image;
+  }
+  std::string item_name(int64_t i) const override { return "colour " + std::to_string(i); }
+  const std::vector<std::string>& class_names() const override { return names_; }
+  std::string describe() const override { return "colours"; }
+
+ private:
+  std::vector<std::string> names_ = {"a", "b", "c"};
+};
+
+// Brighter is better; it has a weight of its own that its training moves.
+class Brightness : public Reward {
+ public:
+  explicit Brightness(double fails_at = -1) : fails_at_(fails_at) {}
+  std::string name() const override { return "brightness"; }
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+    EXPECT_EQ(images.size(0), conditions.size(0));
+    EXPECT_TRUE((images >= 0).all().item<bool>() && (images <= 1).all().item<bool>());
+    last_conditions = conditions.clone();
+    at::Tensor out = images.mean({1, 2, 3}) + weight_ * 0.001;
+    if (weight_.item<double>() == fails_at_) out = out / 0.0 * 0.0;
+    return out;
+  }
+  bool trains() const override { return true; }
+  RewardReport train_step(const at::Tensor& real, const at::Tensor& labels, const at::Tensor& fake,
+                          const at::Tensor& conditions) override {
+    EXPECT_EQ(real.size(0), 4);
+    EXPECT_EQ(labels.size(0), 4);
+    EXPECT_EQ(fake.size(0), conditions.size(0));
+    weight_ += 1;
+    fakes.push_back(fake.sum().item<double>());
+    return {real.mean() - fake.mean(), at::scalar_tensor(0.5), at::scalar_tensor(0.5), {{"margin", real.mean()}}};
+  }
+  void save(TensorMap& out, const std::string& prefix) const override { out[prefix + "weight"] = weight_; }
+  void load(const TensorMap& in, const std::string& prefix, const std::string&) override {
+    weight_ = in.at(prefix + "weight").clone();
+  }
+
+  at::Tensor last_conditions;
+  std::vector<double> fakes;
+
+ private:
+  at::Tensor weight_ = at::zeros({}, at::kDouble);
+  double fails_at_;
+};
+
+PolicyTrainConfig tiny_config() {
+  PolicyTrainConfig config;
+  config.steps = 3;
+  config.network.hidden = 8, config.network.channels = 4, config.network.mlp = 12;
+  config.base = "cosine";
+  config.cosine.guidance = 1;
+  config.ppo.learning_rate = 1e-3;
+  config.exploration = {.std = 0.5, .decrease = 0.2, .after = 4, .floor = 0.1};
+  config.trajectories = 12;
+  config.rollout_batch = 6;
+  config.decode_batch = 5;
+  config.discriminator_steps = 2;
+  config.discriminator_batch = 4;
+  config.loop.steps = 10;
+  return config;
+}
+
+PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
+  at::set_num_threads(1);
+  at::manual_seed(1);
+  PolicyParts parts;
+  parts.generator = Generator(GeneratorConfig{.width = 16, .depth = 2, .heads = 2, .codes = 24, .grid_height = 4,
+                                              .grid_width = 4, .condition = "class", .classes = 3, .dropout = 0});
+  testing::fill_procedural(*parts.generator);
+  TokenizerConfig tokenizer;
+  tokenizer.image_size = 8, tokenizer.channels = 8, tokenizer.channel_multipliers = {1};
+  tokenizer.residual_blocks = 1, tokenizer.latent_channels = 4, tokenizer.codes = 24, tokenizer.unshuffle = 2;
+  parts.tokenizer = Tokenizer(tokenizer);
+  parts.tokenizer->prepare_for_inference();
+  for (auto& p : parts.generator->parameters()) p.set_requires_grad(false);
+  parts.generator->eval();
+  parts.generator_hash = "0123";
+  parts.make_reward = [reward, fails_at] {
+    auto made = std::make_unique<Brightness>(fails_at);
+    if (reward != nullptr) *reward = made.get();
+    return made;
+  };
+  return parts;
+}
+
+std::unique_ptr<Recipe> make(PolicyTrainConfig config, PolicyParts parts = tiny_parts(), const PolicyFile* init = nullptr) {
+  RecipeContext context;
+  context.threads = 0;
+  return make_policy_recipe(std::move(config), std::move(parts), std::make_shared<Colours>(), init, context);
+}
+
+double value_of(const StepReport& report, const std::string& name) {
+  for (const auto& [known, value] : report.values)
+    if (known == name) return value.item<double>();
+  ADD_FAILURE() << "no value " << name;
+  return NAN;
+}
+
+TensorMap state_of(const Recipe& recipe) {
+  TensorMap out;
+  recipe.save(out);
+  for (auto& [name, tensor] : out) tensor = tensor.clone();
+  return out;
+}
+
+void expect_resume_is_exact(const PolicyTrainConfig& config) {
+  const auto whole = make(config);
+  for (int64_t s = 0; s < 10; ++s) whole->step(s);
+  const TensorMap expected = state_of(*whole);
+  const auto first = make(config);
+  for (int64_t s = 0; s < 5; ++s) first->step(s);
+  const TensorMap middle = state_of(*first);
+  const at::Tensor rng = at::globalContext().defaultGenerator(at::kCPU).get_state().clone();
+  const auto second = make(config);
+  second->step(0);  // whatever it held before must not matter
+  at::Generator generator = at::globalContext().defaultGenerator(at::kCPU);
+  generator.set_state(rng);
+  second->load(middle, "checkpoint");
+  for (int64_t s = 5; s < 10; ++s) second->step(s);
+  const TensorMap actual = state_of(*second);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (const auto& [name, tensor] : expected) EXPECT_TRUE(at::equal(actual.at(name), tensor)) << name;
+  EXPECT_EQ(expected.at("exploration.std").item<double>(), 0.3);  // lowered after update 4: part of the state
+  EXPECT_FALSE(at::equal(middle.at("model.actor.linear3.weight"), expected.at("model.actor.linear3.weight")));
+}
+
+TEST(PolicyRecipe, ResumesBitExactly) { expect_resume_is_exact(tiny_config()); }
+
+TEST(PolicyRecipe, ResumesBitExactlyWithDrawnStepsAndRecomputedFeatures) {
+  PolicyTrainConfig config = tiny_config();
+  config.steps = 0, config.min_steps = 2, config.max_steps = 4;
+  config.memory = "recompute";
+  config.fakes = "rollout";
+  config.classes = "data";
+  expect_resume_is_exact(config);
+}
+
+TEST(PolicyRecipe, RaisesTheReward) {
+  for (const bool shared : {false, true}) {
+    PolicyTrainConfig config = tiny_config();
+    config.shared = shared;
+    config.trajectories = 96, config.rollout_batch = 96;
+    config.exploration = {.std = 0.6, .decrease = 0, .after = -1, .floor = 0.1};
+    config.ppo.learning_rate = shared ? 3e-2 : 3e-3;
+    config.discriminator_steps = 0;
+    const auto recipe = make(config);
+    double first = 0, last = 0;
+    for (int64_t s = 0; s < 40; ++s) {
+      const double reward = value_of(recipe->step(s), "reward");
+      (s < 8 ? first : last) += s < 8 || s >= 32 ? reward / 8 : 0;
+    }
+    EXPECT_GT(last, first + 0.003) << shared;
+  }
+}
+
+TEST(PolicyRecipe, Reports) {
+  Brightness* reward = nullptr;
+  const auto recipe = make(tiny_config(), tiny_parts(&reward));
+  const StepReport report = recipe->step(0);
+  EXPECT_EQ(report.images, 12);
+  // The network is new: no sample differs from another, and the first epoch's ratios are those of the rollout.
+  EXPECT_EQ(value_of(report, "first_ratio_error"), 0);
+  EXPECT_LT(value_of(report, "actions/spread"), 1e-6);
+  EXPECT_NEAR(value_of(report, "actions/mask_ratio_mean_t0"), std::cos(std::acos(-1.0) / 6), 1e-6);
+  EXPECT_NEAR(value_of(report, "actions/guidance_mean_t1"), 2.0 / 3, 1e-6);
+  EXPECT_NEAR(value_of(report, "entropy"), gaussian_entropy(0.5), 1e-9);
+  for (const char* name : {"reward", "reward_spread", "advantage_spread", "clip_share", "approx_kl", "value_error",
+                           "discriminator_loss", "accuracy_real", "accuracy_fake", "discriminator/margin",
+                           "code_perplexity", "actions/sampling_temperature_spread_t2"})
+    EXPECT_TRUE(std::isfinite(value_of(report, name))) << name;
+  ASSERT_EQ(reward->fakes.size(), 2u);
+  EXPECT_NE(reward->fakes[0], reward->fakes[1]);  // fresh images for each of its steps
+}
+
+TEST(PolicyRecipe, ShowsTheSameSeedsBeforeAndAfterAndTheSchedule) {
+  PolicyParts parts = tiny_parts();
+  std::vector<at::Tensor> seen;
+  parts.grid = [&](const at::Tensor& images) {
+    seen.push_back(images);
+    return Image{1, 1, {0, 0, 0}};
+  };
+  const auto recipe = make(tiny_config(), std::move(parts));
+  for (int64_t s = 0; s < 5; ++s) recipe->step(s);
+  const TensorMap state = state_of(*recipe);
+  std::vector<std::string> names;
+  for (const NamedImage& image : recipe->samples()) names.push_back(image.name);
+  EXPECT_EQ(names, (std::vector<std::string>{"samples", "samples-before", "schedule-mask-ratio",
+                                             "schedule-remask-temperature", "schedule-sampling-temperature",
+                                             "schedule-guidance"}));
+  EXPECT_FALSE(at::equal(seen[0], seen[1]));
+  recipe->samples();
+  EXPECT_TRUE(at::equal(seen[0], seen[2]) && at::equal(seen[1], seen[3]));
+  const TensorMap after = state_of(*recipe);  // looking changes nothing
+  for (const auto& [name, tensor] : state) EXPECT_TRUE(at::equal(tensor, after.at(name))) << name;
+}
+
+TEST(PolicyRecipe, ClassesAsOftenAsInTheData) {
+  PolicyTrainConfig config = tiny_config();
+  config.classes = "data";
+  config.trajectories = 60;
+  Brightness* reward = nullptr;
+  const auto recipe = make(config, tiny_parts(&reward));
+  recipe->step(0);
+  const at::Tensor counts = at::bincount(reward->last_conditions, {}, 3);
+  EXPECT_EQ(counts[2].item<int64_t>(), 0);
+  EXPECT_NEAR(counts[0].item<double>(), 40, 15);  // two in three; 4 standard deviations
+}
+
+TEST(PolicyRecipe, WhatIsNotFiniteStopsTheRunAndIsKept) {
+  const TempDir folder;
+  PolicyParts parts = tiny_parts(nullptr, /*fails_at=*/4);
+  parts.diagnostics = folder / "diagnostics";
+  const auto recipe = make(tiny_config(), std::move(parts));
+  recipe->step(0), recipe->step(1);
+  try {
+    recipe->step(2);
+    FAIL() << "no error";
+  } catch (const RunError& e) {
+    const std::string text = e.what();
+    EXPECT_NE(text.find("reward"), std::string::npos) << text;
+    EXPECT_NE(text.find("update 2"), std::string::npos) << text;
+    EXPECT_NE(text.find("state saved in"), std::string::npos) << text;
+  }
+  const TensorMap kept = read_tensors(folder / "diagnostics/update-2.safetensors");
+  EXPECT_TRUE(kept.contains("model.actor.linear3.weight"));
+  EXPECT_TRUE(kept.contains("exploration.std"));
+}
+
+TEST(PolicyRecipe, WritesAPolicyThatCanBeReadAndStartedFrom) {
+  const TempDir folder;
+  const auto recipe = make(tiny_config());
+  recipe->step(0);
+  recipe->write_model(folder.path());
+  const PolicyFile policy = read_policy(folder / "policy-T3.safetensors");
+  EXPECT_EQ(policy.settings.residual, "cosine");
+  EXPECT_EQ(policy.settings.rule, "maskgit");
+  EXPECT_EQ(policy.settings.generator, "0123");
+  const auto next = make(tiny_config(), tiny_parts(), &policy);
+  EXPECT_TRUE(at::equal(state_of(*next).at("model.actor.linear3.weight"),
+                        state_of(*recipe).at("model.actor.linear3.weight")));
+  PolicyTrainConfig other = tiny_config();
+  other.network.hidden = 9;
+  EXPECT_THROW(make(other, tiny_parts(), &policy), InputError);
+
+  PolicyTrainConfig shared = tiny_config();
+  shared.shared = true;
+  const auto table = make(shared);
+  table->step(0);
+  const TempDir second;
+  table->write_model(second.path());
+  const ScheduleTable written = read_schedule_file((second / "schedule-T3.json").string());
+  EXPECT_EQ(written.rule, "maskgit");
+  EXPECT_EQ(read_policy(second / "policy-T3.safetensors").settings.network.shared_steps, 3);
+  EXPECT_NE(written.mask_ratio[1], cosine_table(3, shared.cosine).mask_ratio[1]);
+}
+
+TEST(PolicyRecipe, StartsFromATableFile) {
+  const TempDir folder;
+  ScheduleTable table = cosine_table(3, {});
+  table.sampling_temperature = {1.5, 1.25, 0.75};
+  table.rule = "adanat";
+  std::ofstream(folder / "t.json") << config_to_json(table).dump();
+  PolicyTrainConfig config = tiny_config();
+  config.base = (folder / "t.json").string();
+  const auto recipe = make(config);
+  EXPECT_NEAR(value_of(recipe->step(0), "actions/sampling_temperature_mean_t1"), 1.25, 1e-6);
+  EXPECT_EQ(policy_settings(config, tiny_parts().generator->config(), "").rule, "adanat");
+  config.steps = 4;
+  EXPECT_THROW(make(config), InputError);
+}
+
+TEST(PolicyRecipe, Refuses) {
+  const auto refuses = [](const std::function<void(PolicyTrainConfig&)>& change) {
+    PolicyTrainConfig config = tiny_config();
+    change(config);
+    EXPECT_THROW(make(config), InputError);
+  };
+  refuses([](auto& c) { c.steps = 0, c.shared = true; });
+  refuses([](auto& c) { c.base = "sine"; });
+  refuses([](auto& c) { c.base = "absent.json"; });
+  refuses([](auto& c) { c.trajectories = 1; });
+  refuses([](auto& c) { c.exploration.floor = 1; });
+  refuses([](auto& c) { c.discriminator_batch = 40000; });
+  refuses([](auto& c) { c.ppo.clip = 1; });
+}
+
+}  // namespace
+}  // namespace adanat
