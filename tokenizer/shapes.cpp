@@ -42,7 +42,8 @@ ShapeMap tokenizer_shapes(const TokenizerConfig& config) {
   }
   const int64_t top = width_of(levels - 1), bottom = width_of(0);
   for (const std::string part : {"encoder", "decoder"})
-    for (const char* block : {".mid.block_1", ".mid.block_2"}) add_block(shapes, part + block, top, top, from_hidden);
+    for (const char* block : {".mid.block_1", ".mid.block_2"})
+      add_block(shapes, part + block, top, top, from_hidden);
   add_conv(shapes, "encoder.conv_in", pixel, config.channels, 3, false);
   add_norm(shapes, "encoder.norm_out", top);
   add_conv(shapes, "encoder.conv_out", top, config.latent_channels, 1, true);

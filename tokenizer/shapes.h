@@ -5,7 +5,8 @@
 
 namespace adanat {
 
-// Names and sizes as TokenizerImpl(config) registers them, without building it: costs nothing however large the config.
+// Names and sizes as TokenizerImpl(config) registers them, without building it: costs nothing however large
+// the config.
 ShapeMap tokenizer_shapes(const TokenizerConfig& config);
 
 }  // namespace adanat

@@ -35,8 +35,8 @@ void TokenizerTrainConfig::validate() const {
   require(seed >= 0, "seed", ">= 0", seed);
   require(batch_size >= 1, "batch_size", ">= 1", batch_size);
   require_dtype(dtype);
-  require(store == "float32" || store == "float16" || store == "bfloat16", "store", "float32, float16 or bfloat16",
-          store);
+  require(store == "float32" || store == "float16" || store == "bfloat16", "store",
+          "float32, float16 or bfloat16", store);
   require(evaluate_images >= 0, "evaluate_images", ">= 0", evaluate_images);
   model.validate();
   quantizer.validate();
@@ -53,8 +53,8 @@ void TokenizerTrainConfig::validate() const {
 
 namespace {
 
-constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kEma = "ema.", *kQuantizer = "quantizer.",
-                     *kGan = "gan.", *kGanOptimizer = "gan_optimizer.";
+constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kEma = "ema.",
+                     *kQuantizer = "quantizer.", *kGan = "gan.", *kGanOptimizer = "gan_optimizer.";
 constexpr int64_t kSampleColumns = 16, kSampleRows = 3;  // rows of originals
 
 at::Tensor gradient(const at::Tensor& of, const at::Tensor& at, const at::Tensor& upstream, bool keep_graph) {
@@ -96,8 +96,9 @@ class TokenizerRecipe : public Recipe {
     config_.seed = int64_t(context_.seed);
     config_.validate();
     if (config_.loss.perceptual > 0 && !perceptual_)
-      throw InputError("loss.perceptual > 0 needs a features network: name a model folder that has one with -m, or set "
-                       "loss.perceptual to 0");
+      throw InputError(
+          "loss.perceptual > 0 needs a features network: name a model folder that has one with -m, or set "
+          "loss.perceptual to 0");
     at::manual_seed(context_.seed);
     model_ = Tokenizer(config_.model);
     shipped_ = Tokenizer(config_.model);
@@ -173,7 +174,8 @@ class TokenizerRecipe : public Recipe {
     const at::Tensor norm = optimizer_->step(rate);
     if (with_gan) {
       const int64_t since = step - config_.gan.start;
-      gan_optimizer_->step(learning_rate_at(config_.gan_optimizer, since, config_.loop.steps - config_.gan.start));
+      gan_optimizer_->step(
+          learning_rate_at(config_.gan_optimizer, since, config_.loop.steps - config_.gan.start));
     }
     for (const Quantized& part : quantized_) quantizer_->update(part);
     quantized_.clear();
@@ -254,11 +256,14 @@ class TokenizerRecipe : public Recipe {
   double data_wait_seconds() const override { return loader_->wait_seconds(); }
   DataHealth data_health() const override {
     const int64_t parts = config_.optimizer.accumulate;
-    return {(loader_->batches_per_epoch() + parts - 1) / parts, loader_->dataset().size(), loader_->skipped()};
+    return {(loader_->batches_per_epoch() + parts - 1) / parts, loader_->dataset().size(),
+            loader_->skipped()};
   }
 
  private:
-  at::Tensor pixels(const Batch& batch) const { return batch.images.to(context_.device).to(at::kFloat) / 255; }
+  at::Tensor pixels(const Batch& batch) const {
+    return batch.images.to(context_.device).to(at::kFloat) / 255;
+  }
 
   // A diverged run shows here first: the search for the nearest code refuses what is not finite.
   Quantized quantize(const at::Tensor& latents, int64_t step) {
@@ -284,9 +289,10 @@ class TokenizerRecipe : public Recipe {
 
   // Forward and backward of one micro-batch; every gradient is left scaled by `scale`.
   //
-  // The image is the only way from the losses to the tokenizer. So each loss is differentiated down to the image alone,
-  // the adaptive weight compares the two gradients after one more layer, and a single backward pass carries their sum
-  // through decoder and encoder. The discriminator's forward pass over the reconstructions serves its own update too.
+  // The image is the only way from the losses to the tokenizer. So each loss is differentiated down to the
+  // image alone, the adaptive weight compares the two gradients after one more layer, and a single backward
+  // pass carries their sum through decoder and encoder. The discriminator's forward pass over the
+  // reconstructions serves its own update too.
   void micro_step(const at::Tensor& images, int64_t step, bool with_gan, double scale, StepReport& report) {
     const bool half = config_.dtype == "bfloat16";
     const auto autocast = [&] { return AutocastScope(half, context_.device.type()); };
@@ -295,7 +301,8 @@ class TokenizerRecipe : public Recipe {
       const AutocastScope guard = autocast();
       latents = model_->latents(images);
     }
-    quantized_.push_back(quantize(latents.to(at::kFloat), step));  // in float32: nearest codes are close calls
+    quantized_.push_back(
+        quantize(latents.to(at::kFloat), step));  // in float32: nearest codes are close calls
     {
       const AutocastScope guard = autocast();
       made = model_->decoder->forward(quantized_.back().codes).to(at::kFloat);
@@ -363,7 +370,8 @@ class TokenizerRecipe : public Recipe {
 
 }  // namespace
 
-std::unique_ptr<Recipe> make_tokenizer_recipe(TokenizerTrainConfig config, std::shared_ptr<const ImageDataset> train,
+std::unique_ptr<Recipe> make_tokenizer_recipe(TokenizerTrainConfig config,
+                                              std::shared_ptr<const ImageDataset> train,
                                               std::shared_ptr<const ImageDataset> held_out,
                                               std::shared_ptr<FeatureNet> perceptual, RecipeContext context,
                                               const TensorMap* init) {

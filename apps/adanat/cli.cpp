@@ -14,8 +14,10 @@ std::string decimal(const std::string& option, const std::string& text) {
   const char* const end = text.data() + text.size();
   const bool plus = text.size() > 1 && text[0] == '+' && text[1] != '-';
   const auto [last, code] = std::from_chars(text.data() + (plus ? 1 : 0), end, value);
-  if (code == std::errc::result_out_of_range) throw CLI::ValidationError(option, text + " does not fit 64 bits");
-  if (code != std::errc() || last != end) throw CLI::ValidationError(option, "\"" + text + "\" is not an integer");
+  if (code == std::errc::result_out_of_range)
+    throw CLI::ValidationError(option, text + " does not fit 64 bits");
+  if (code != std::errc() || last != end)
+    throw CLI::ValidationError(option, "\"" + text + "\" is not an integer");
   return std::to_string(value);
 }
 

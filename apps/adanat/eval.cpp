@@ -1,4 +1,5 @@
-// adanat eval: how good generated or given images are, under a named protocol (spec/cli.md, eval; docs/evaluation.md).
+// adanat eval: how good generated or given images are, under a named protocol (spec/cli.md, eval;
+// docs/evaluation.md).
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
 
@@ -22,9 +23,11 @@ namespace fs = std::filesystem;
 namespace {
 
 struct EvalOptions {
-  std::string model, images, reference, weights, metrics, protocol, schedule, policy, save_stats, labels, cache, plot, plot_metric;
+  std::string model, images, reference, weights, metrics, protocol, schedule, policy, save_stats, labels,
+      cache, plot, plot_metric;
   std::vector<std::string> compare;
-  int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1, crop = 0, kid_subsets = 0, kid_subset_size = 0;
+  int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1, crop = 0, kid_subsets = 0,
+          kid_subset_size = 0;
   std::optional<double> guidance, temperature, sampling_temperature;
   std::optional<std::string> guidance_curve;
   bool tokenizer = false, skip_broken = false, half_distances = false;
@@ -41,8 +44,9 @@ void run_compare(const EvalOptions& o) {
     const StepCurves curves = step_curves(results, o.plot_metric);
     for (const std::string& left : curves.left_out) warning(cat("not in the plot: ", left));
     const Json& first = results[0].json;
-    write_png(o.plot, draw_plot(curves.series, {.title = cat(curves.metric, " (protocol ", first.at("protocol").get<std::string>(),
-                                                             ", ", first.at("count").dump(), " images)"),
+    write_png(o.plot, draw_plot(curves.series, {.title = cat(curves.metric, " (protocol ",
+                                                             first.at("protocol").get<std::string>(), ", ",
+                                                             first.at("count").dump(), " images)"),
                                                 .x_label = "steps",
                                                 .y_label = curves.metric,
                                                 .y_from_zero = true,
@@ -54,15 +58,19 @@ void run_compare(const EvalOptions& o) {
 Protocol choose_protocol(const EvalOptions& o) {
   std::string name = o.protocol;
   if (name.empty()) {
-    const bool classifier = o.weights.empty() || (fs::path(o.weights).extension() == ".safetensors" && fs::exists(o.weights) &&
-                                                  [&] {
-                                                    const auto metadata = SafetensorsFile::open(o.weights).metadata();
-                                                    const auto kind = metadata.find("kind");
-                                                    return kind != metadata.end() && kind->second == "classifier";
-                                                  }());
-    if (classifier) name = "classifier";
-    else if (is_statistics_file(o.reference) && read_statistics(o.reference).spatial) name = "adm";
-    else name = "torch-fidelity";
+    const bool classifier =
+        o.weights.empty() ||
+        (fs::path(o.weights).extension() == ".safetensors" && fs::exists(o.weights) && [&] {
+          const auto metadata = SafetensorsFile::open(o.weights).metadata();
+          const auto kind = metadata.find("kind");
+          return kind != metadata.end() && kind->second == "classifier";
+        }());
+    if (classifier)
+      name = "classifier";
+    else if (is_statistics_file(o.reference) && read_statistics(o.reference).spatial)
+      name = "adm";
+    else
+      name = "torch-fidelity";
   }
   Protocol out = protocol_by_name(name);
   if (o.kid_subsets > 0) out.kid_subsets = o.kid_subsets;
@@ -78,19 +86,28 @@ void check_options(const EvalOptions& o) {
   if (!o.plot_metric.empty()) throw InputError("--plot-metric: only together with --compare and --plot");
   if (o.images.empty() && o.model.empty()) throw InputError("give -m DIR to measure a model, or --images A");
   if (o.reference.empty() && o.save_stats.empty())
-    throw InputError("--reference: give the images or statistics to compare with (or --save-stats FILE.npz to keep statistics)");
-  if (o.reference.empty() && o.tokenizer && o.images.empty()) throw InputError("--reference: give the images to reconstruct");
-  if (!o.images.empty() && o.count > 0) throw InputError("--count: only for images made by -m DIR, not with --images");
+    throw InputError(
+        "--reference: give the images or statistics to compare with (or --save-stats FILE.npz to keep "
+        "statistics)");
+  if (o.reference.empty() && o.tokenizer && o.images.empty())
+    throw InputError("--reference: give the images to reconstruct");
+  if (!o.images.empty() && o.count > 0)
+    throw InputError("--count: only for images made by -m DIR, not with --images");
   if (o.model.empty() && o.weights.empty())
-    throw InputError("--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a measure network");
+    throw InputError(
+        "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
+        "measure network");
   if (o.images.empty() && !o.tokenizer && o.count < 2)
     throw InputError("--count: say how many images to generate, at least 2");
   if (o.count > 100'000'000) throw InputError(cat("--count ", o.count, ": must be at most 100000000"));
   if (o.tokenizer && o.model.empty()) throw InputError("--tokenizer: give -m DIR with the tokenizer");
-  if (o.tokenizer && o.count > 0) throw InputError("--count: reconstructions are made of all images; leave it out");
-  if (o.repeats > 1 && (!o.images.empty() || o.tokenizer)) throw InputError("--repeats: only for images made by -m DIR");
+  if (o.tokenizer && o.count > 0)
+    throw InputError("--count: reconstructions are made of all images; leave it out");
+  if (o.repeats > 1 && (!o.images.empty() || o.tokenizer))
+    throw InputError("--repeats: only for images made by -m DIR");
   if (!o.save_stats.empty()) {
-    if (fs::path(o.save_stats).extension() != ".npz") throw InputError(cat("--save-stats ", o.save_stats, ": must end in .npz"));
+    if (fs::path(o.save_stats).extension() != ".npz")
+      throw InputError(cat("--save-stats ", o.save_stats, ": must end in .npz"));
     const AtomicFile probe(o.save_stats);  // found out now, not after the work
   }
 }
@@ -131,7 +148,8 @@ struct Evaluation {
                labelled ? batch->labels : at::Tensor());
       progress.update(done += batch->labels.size(0));
     }
-    if (reader.skipped() > 0) warning(cat(reader.skipped(), " broken images of ", data.describe(), " were left out"));
+    if (reader.skipped() > 0)
+      warning(cat(reader.skipped(), " broken images of ", data.describe(), " were left out"));
     skipped += reader.skipped();
   }
 
@@ -161,7 +179,8 @@ GivenSet open_given(Evaluation& e, const std::string& path) {
   if (!statistics.weights_sha256.empty() && statistics.weights_sha256 != e.measurer.weights_hash())
     warning(cat(path, ": was made with other weights (", statistics.weights_sha256.substr(0, 8), ", here ",
                 e.measurer.weights_hash().substr(0, 8), ")"));
-  if (statistics.has_images && (e.metrics.kernel || e.metrics.manifold || e.metrics.score)) out.images = open_dataset(path);
+  if (statistics.has_images && (e.metrics.kernel || e.metrics.manifold || e.metrics.score))
+    out.images = open_dataset(path);
   out.set.emplace(e.protocol, e.metrics, std::move(statistics), out.images ? e.expected(*out.images) : 0);
   return out;
 }
@@ -176,30 +195,49 @@ std::string classes_hash(const std::vector<int64_t>& classes) {
   return sha256_hex(classes.data(), classes.size() * sizeof(int64_t));
 }
 
-MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedule& schedule, const Json& table, int64_t seed,
-                                 const ImageDataset* reference) {
+MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedule& schedule,
+                                 const Json& table, int64_t seed, const ImageDataset* reference) {
   const EvalOptions& o = e.options;
   const ModelConfig& config = pipeline.config();
-  const std::vector<int64_t> classes = generation_classes(e.protocol.labels, o.count, seed, config, reference);
+  const std::vector<int64_t> classes =
+      generation_classes(e.protocol.labels, o.count, seed, config, reference);
   const bool labelled = e.knows_classes(config.class_names);
   const auto labels = [&](int64_t begin, int64_t size) {
-    return labelled ? at::tensor(at::ArrayRef<int64_t>(classes.data() + begin, size_t(size)), at::kLong) : at::Tensor();
+    return labelled ? at::tensor(at::ArrayRef<int64_t>(classes.data() + begin, size_t(size)), at::kLong)
+                    : at::Tensor();
   };
   // Everything that a feature depends on.
-  const Json key{{"format", 1}, {"program", ADANAT_VERSION}, {"files", config.files}, {"schedule", schedule.describe()},
-                 {"schedule_name", schedule.name()}, {"steps", schedule.steps()}, {"table", table}, {"seed", seed},
-                 {"count", o.count}, {"classes", classes_hash(classes)}, {"batch", o.batch_size},
-                 {"network", e.protocol.network}, {"resize", e.protocol.resize}, {"normalise", e.protocol.normalise},
-                 {"quantise", e.protocol.quantise}, {"weights", e.measurer.weights_hash()}, {"spatial", e.metrics.spatial},
-                 {"device", e.device.str()}, {"dtype", o.compute.dtype}};
-  FeatureCache cache(o.cache == "none" ? fs::path() : o.cache.empty() ? FeatureCache::default_folder() : fs::path(o.cache), key);
+  const Json key{{"format", 1},
+                 {"program", ADANAT_VERSION},
+                 {"files", config.files},
+                 {"schedule", schedule.describe()},
+                 {"schedule_name", schedule.name()},
+                 {"steps", schedule.steps()},
+                 {"table", table},
+                 {"seed", seed},
+                 {"count", o.count},
+                 {"classes", classes_hash(classes)},
+                 {"batch", o.batch_size},
+                 {"network", e.protocol.network},
+                 {"resize", e.protocol.resize},
+                 {"normalise", e.protocol.normalise},
+                 {"quantise", e.protocol.quantise},
+                 {"weights", e.measurer.weights_hash()},
+                 {"spatial", e.metrics.spatial},
+                 {"device", e.device.str()},
+                 {"dtype", o.compute.dtype}};
+  FeatureCache cache(o.cache == "none" ? fs::path()
+                     : o.cache.empty() ? FeatureCache::default_folder()
+                                       : fs::path(o.cache),
+                     key);
   MeasuredSet set(e.protocol, e.metrics, o.count);
   int64_t done = 0;
   for (const FeatureRows& rows : cache.load()) {
     set.add(rows, labels(done, rows.size()));
     done += rows.size();
   }
-  if (done > 0) note(cat("seed ", seed, ": features of ", done, " images come from the cache of an earlier run"));
+  if (done > 0)
+    note(cat("seed ", seed, ": features of ", done, " images come from the cache of an earlier run"));
   Progress progress(cat("generate (seed ", seed, ")"), o.count, "images", done);
   try {
     while (done < o.count) {
@@ -207,8 +245,8 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
       const int64_t size = std::min(o.batch_size, o.count - done);
       const BatchRequest request{{classes.begin() + done, classes.begin() + done + size}, seed, done};
       const at::Tensor tokens = pipeline.generate_tokens(request, schedule);
-      const FeatureRows rows =
-          e.measurer.extract(e.protocol.quantise == "uint8" ? pipeline.decode(tokens) : pipeline.decode_unit(tokens));
+      const FeatureRows rows = e.measurer.extract(
+          e.protocol.quantise == "uint8" ? pipeline.decode(tokens) : pipeline.decode_unit(tokens));
       set.add(rows, labels(done, size));
       cache.add(rows);
       progress.update(done += size);
@@ -289,15 +327,21 @@ void run_eval(const EvalOptions& o) {
   check_options(o);
   const at::Device device = o.compute.apply();
   const Protocol protocol = choose_protocol(o);
-  const MetricSet metrics = parse_metrics(!o.metrics.empty() ? o.metrics : protocol.network == "classifier" ? "fd" : "fid", protocol);
+  const MetricSet metrics = parse_metrics(!o.metrics.empty()                 ? o.metrics
+                                          : protocol.network == "classifier" ? "fd"
+                                                                             : "fid",
+                                          protocol);
   if (protocol.network == "inception" && o.weights.empty())
-    throw InputError(cat("--weights: protocol ", protocol.name, " needs the Inception weights (pt_inception-2015-12-05 as .pth or "
+    throw InputError(cat("--weights: protocol ", protocol.name,
+                         " needs the Inception weights (pt_inception-2015-12-05 as .pth or "
                          ".safetensors); without them use --protocol classifier"));
-  const fs::path weights = o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
+  const fs::path weights =
+      o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
   if (!fs::exists(weights)) throw InputError(cat(weights.string(), ": no such file; give --weights"));
   // The classifier has always run on the CPU: its figures in the models' cards do not depend on a GPU.
   const at::Device measure_device = protocol.network == "classifier" ? at::Device(at::kCPU) : device;
-  Evaluation e{o, protocol, metrics, Measurer::open(weights, protocol, metrics.spatial, measure_device), {}, device};
+  Evaluation e{o,  protocol, metrics, Measurer::open(weights, protocol, metrics.spatial, measure_device),
+               {}, device};
   note(describe(protocol));
   if (!o.model.empty()) e.config = read_model_config(o.model), e.crop = e.config->image_size;
   if (o.crop > 0) e.crop = o.crop;
@@ -305,7 +349,8 @@ void run_eval(const EvalOptions& o) {
   GivenSet reference;
   if (!o.reference.empty()) {
     reference = open_given(e, o.reference);
-    if (protocol.network == "classifier" && e.crop == 0 && reference.images) e.crop = reference.images->image(0).width;
+    if (protocol.network == "classifier" && e.crop == 0 && reference.images)
+      e.crop = reference.images->image(0).width;
   }
   std::optional<Pipeline> pipeline;
   std::unique_ptr<Schedule> schedule;
@@ -317,8 +362,10 @@ void run_eval(const EvalOptions& o) {
     schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);
     const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
     if (flags && !schedule->takes_table_options())
-      throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
-                           "linear and halton; schedule ", schedule->name(), " brings its own"));
+      throw InputError(
+          cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
+              "linear and halton; schedule ",
+              schedule->name(), " brings its own"));
   }
   measure_given(e, reference, "reference");
 
@@ -329,8 +376,10 @@ void run_eval(const EvalOptions& o) {
     if (runs.empty()) save_statistics(e, set);
     count = set.reported_count();
     std::vector<Figure> figures;
-    if (reference.set) figures = compare_sets(set, name, *reference.set, reference.description, protocol, metrics);
-    else if (const auto accuracy = set.accuracy()) figures.push_back({"accuracy", *accuracy, {}});
+    if (reference.set)
+      figures = compare_sets(set, name, *reference.set, reference.description, protocol, metrics);
+    else if (const auto accuracy = set.accuracy())
+      figures.push_back({"accuracy", *accuracy, {}});
     if (o.tokenizer)
       for (Figure& figure : figures)
         if (figure.name == "fid") figure.name = "rfid";
@@ -344,25 +393,33 @@ void run_eval(const EvalOptions& o) {
     finish(set, "the reconstructions", extra);
   } else if (!o.images.empty()) {
     GivenSet images = open_given(e, o.images);
-    if (protocol.network == "classifier" && e.crop == 0 && images.images) e.crop = images.images->image(0).width;
+    if (protocol.network == "classifier" && e.crop == 0 && images.images)
+      e.crop = images.images->image(0).width;
     measure_given(e, images, "measure");
     finish(*images.set, images.description, {});
   } else {
     const Json described = schedule->takes_table_options() ? config_to_json(table) : Json();
     for (int64_t r = 0; r < o.repeats; ++r)
-      finish(generate_and_measure(e, *pipeline, *schedule, described, o.seed + r, reference.images.get()), "the generated set", {});
+      finish(generate_and_measure(e, *pipeline, *schedule, described, o.seed + r, reference.images.get()),
+             "the generated set", {});
   }
 
   Json j;
   j["protocol"] = protocol.name;
-  if (count) j["count"] = *count;
-  else j["count"] = nullptr;
+  if (count)
+    j["count"] = *count;
+  else
+    j["count"] = nullptr;
   const auto reference_count = reference.set ? reference.set->reported_count() : std::nullopt;
-  if (reference_count) j["reference_count"] = *reference_count;
-  else j["reference_count"] = nullptr;
+  if (reference_count)
+    j["reference_count"] = *reference_count;
+  else
+    j["reference_count"] = nullptr;
   j["weights_sha256"] = e.measurer.weights_hash();
-  if (generates) j["seed"] = o.seed;
-  else j["seed"] = nullptr;
+  if (generates)
+    j["seed"] = o.seed;
+  else
+    j["seed"] = nullptr;
   j["metrics"] = figures_to_json(runs);
   if (reference.set)
     if (const auto accuracy = reference.set->accuracy()) j["reference_accuracy"] = *accuracy;
@@ -370,8 +427,10 @@ void run_eval(const EvalOptions& o) {
     j["model"] = e.config->name;
     j["schedule"] = schedule->name();
     j["steps"] = schedule->steps();
-    if (schedule->takes_table_options()) j["table"] = config_to_json(table);
-    else j["actions"] = schedule->describe();
+    if (schedule->takes_table_options())
+      j["table"] = config_to_json(table);
+    else
+      j["actions"] = schedule->describe();
     j["model_hash"] = pipeline->model_hash();
     j["labels"] = protocol.labels;
   }
@@ -390,28 +449,42 @@ void add_eval(CLI::App& app) {
   auto o = std::make_shared<EvalOptions>();
   command->add_option("-m,--model", o->model, "model folder: what is measured, and the measure network");
   command->add_option("--count", o->count, "images to generate");
-  command->add_option("--images", o->images, "measure these images instead: dataset, folder, .npz of samples or statistics");
-  command->add_option("--reference", o->reference,
-                      "what to compare with: .npz with mu and sigma, or a dataset; #split and @begin:end may follow");
+  command->add_option("--images", o->images,
+                      "measure these images instead: dataset, folder, .npz of samples or statistics");
+  command->add_option(
+      "--reference", o->reference,
+      "what to compare with: .npz with mu and sigma, or a dataset; #split and @begin:end may follow");
   command->add_option("--metrics", o->metrics,
                       "fid, kid, is, pr, sfid, with commas (classifier: fd, kd, cs, pr); default: fid (fd)");
-  command->add_option("--protocol", o->protocol,
-                      "adm, torch-fidelity, pytorch-fid, clean, adanat or classifier (the folder's measure network, the "
-                      "default without --weights)");
-  command->add_option("--weights", o->weights, "Inception weights (.pth, .safetensors) or a measure network; default: the folder's");
+  command->add_option(
+      "--protocol", o->protocol,
+      "adm, torch-fidelity, pytorch-fid, clean, adanat or classifier (the folder's measure network, the "
+      "default without --weights)");
+  command->add_option("--weights", o->weights,
+                      "Inception weights (.pth, .safetensors) or a measure network; default: the folder's");
   command->add_option("--repeats", o->repeats, "seeds s, s+1, ...: mean, standard deviation, values")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  command->add_option("--save-stats", o->save_stats, "FILE.npz for mean and covariance of the measured set (of the first seed)");
-  command->add_option("--crop", o->crop, "bring given images to SxS first (ADM centre crop); default: the model's size, else as they are")
+  command->add_option("--save-stats", o->save_stats,
+                      "FILE.npz for mean and covariance of the measured set (of the first seed)");
+  command
+      ->add_option(
+          "--crop", o->crop,
+          "bring given images to SxS first (ADM centre crop); default: the model's size, else as they are")
       ->check(CLI::Range(1, 16384));
-  command->add_option("--labels", o->labels, "classes of generated images: random, balanced or reference; default: the protocol's")
+  command
+      ->add_option("--labels", o->labels,
+                   "classes of generated images: random, balanced or reference; default: the protocol's")
       ->check(CLI::IsMember({"random", "balanced", "reference"}));
-  command->add_option("--kid-subsets", o->kid_subsets, "subsets of the kernel distance; default: 100")->check(CLI::Range(1, 100000));
-  command->add_option("--kid-subset-size", o->kid_subset_size, "images in a subset; default: 1000")->check(CLI::Range(2, 1000000));
-  command->add_flag("--half-distances", o->half_distances, "precision and recall with float16 distances, as the ADM evaluator");
+  command->add_option("--kid-subsets", o->kid_subsets, "subsets of the kernel distance; default: 100")
+      ->check(CLI::Range(1, 100000));
+  command->add_option("--kid-subset-size", o->kid_subset_size, "images in a subset; default: 1000")
+      ->check(CLI::Range(2, 1000000));
+  command->add_flag("--half-distances", o->half_distances,
+                    "precision and recall with float16 distances, as the ADM evaluator");
   command->add_flag("--skip-broken", o->skip_broken, "leave unreadable images out and count them");
-  command->add_flag("--tokenizer", o->tokenizer, "measure reconstructions of the images: rFID (FD), PSNR, SSIM, code usage");
+  command->add_flag("--tokenizer", o->tokenizer,
+                    "measure reconstructions of the images: rFID (FD), PSNR, SSIM, code usage");
   command->add_option("--steps", o->steps, "generation steps")->check(CLI::Range(1, 1000));
   command->add_option("--schedule", o->schedule, "as in generate");
   command->add_option("--policy", o->policy, "as in generate");
@@ -420,19 +493,25 @@ void add_eval(CLI::App& app) {
   command->add_option("--temperature", o->temperature, "as in generate");
   command->add_option("--sampling-temperature", o->sampling_temperature, "as in generate");
   command->add_option("-s,--seed", o->seed, "seed")->capture_default_str();
-  command->add_option("-b,--batch-size", o->batch_size, "images at a time")->capture_default_str()->check(CLI::Range(1, 65536));
-  command->add_option("--cache", o->cache,
-                      "DIR for features of generated images, so that a stopped run goes on; none: keep nothing; default: "
-                      "adanat/features in the user's cache folder");
-  command->add_option("--compare", o->compare, "JSON results of eval: a table that marks what may not be compared");
-  command->add_option("--plot", o->plot, "FILE.png: the metric over steps, of the results given with --compare");
+  command->add_option("-b,--batch-size", o->batch_size, "images at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
+  command->add_option(
+      "--cache", o->cache,
+      "DIR for features of generated images, so that a stopped run goes on; none: keep nothing; default: "
+      "adanat/features in the user's cache folder");
+  command->add_option("--compare", o->compare,
+                      "JSON results of eval: a table that marks what may not be compared");
+  command->add_option("--plot", o->plot,
+                      "FILE.png: the metric over steps, of the results given with --compare");
   command->add_option("--plot-metric", o->plot_metric, "which metric to draw; default: the first");
   o->compute.add_to(*command);
   command->footer(
       "Examples:\n"
       "  adanat eval -m models/signs --count 10000 --reference signs.tar.gz#test --repeats 3\n"
       "  adanat eval -m models/signs --tokenizer --reference signs.tar.gz#test\n"
-      "  adanat eval --images out/ --reference real/ --protocol torch-fidelity --weights inception.pth --metrics fid,kid,is,pr\n"
+      "  adanat eval --images out/ --reference real/ --protocol torch-fidelity --weights inception.pth "
+      "--metrics fid,kid,is,pr\n"
       "  adanat eval --images real/ --protocol clean --weights inception.pth --save-stats real.npz\n"
       "  adanat eval --compare a.json b.json c.json --plot curves.png");
   command->callback([o] { run_eval(*o); });

@@ -78,7 +78,8 @@ Json describe_run(const fs::path& path) {
   j["kind"] = "training run";
   j["config"] = read_json_file((path / "config.json").string());
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(path / "checkpoints")) names.push_back(entry.path().filename());
+  for (const auto& entry : fs::directory_iterator(path / "checkpoints"))
+    names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   j["checkpoints"] = names;
   return j;
@@ -127,14 +128,16 @@ void print(const Json& j, int indent) {
       std::printf("%stensors: %zu\n", space.c_str(), value.size());
       for (const Json& t : value)
         std::printf("%s  %s %s %s\n", space.c_str(), t["name"].get<std::string>().c_str(),
-                    t["dtype"].get<std::string>().c_str(), shape_text(t["shape"].get<std::vector<int64_t>>()).c_str());
+                    t["dtype"].get<std::string>().c_str(),
+                    shape_text(t["shape"].get<std::vector<int64_t>>()).c_str());
     } else if (value.is_object()) {
       std::printf("%s%s:\n", space.c_str(), key.c_str());
       print(value, indent + 2);
     } else if (value.is_string()) {
       std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.get<std::string>().c_str());
     } else {
-      std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+      std::printf("%s%s: %s\n", space.c_str(), key.c_str(),
+                  value.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
     }
   }
 }
@@ -142,7 +145,8 @@ void print(const Json& j, int indent) {
 }  // namespace
 
 void add_info(CLI::App& app) {
-  auto* command = app.add_subcommand("info", "what a model folder, checkpoint, token file, dataset or PNG holds");
+  auto* command =
+      app.add_subcommand("info", "what a model folder, checkpoint, token file, dataset or PNG holds");
   auto o = std::make_shared<InfoOptions>();
   command->add_option("path", o->path, "file or folder")->required();
   command->add_flag("--verify", o->verify, "check the files of a model folder against their hashes");
@@ -150,8 +154,10 @@ void add_info(CLI::App& app) {
   command->footer("Examples:\n  adanat info models/signs --verify\n  adanat info out/00000.png");
   command->callback([o] {
     const Json j = describe(*o);
-    if (o->json) std::printf("%s\n", j.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
-    else print(j, 0);
+    if (o->json)
+      std::printf("%s\n", j.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+    else
+      print(j, 0);
   });
 }
 

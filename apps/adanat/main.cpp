@@ -21,9 +21,11 @@ int report(int status, const std::string& message) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{"adanat: images from a masked-token transformer in a few steps, with schedules learned per image.",
-               "adanat"};
-  app.set_version_flag("--version", [] { return "adanat " ADANAT_VERSION " (" + adanat::platform_line() + ")"; });
+  CLI::App app{
+      "adanat: images from a masked-token transformer in a few steps, with schedules learned per image.",
+      "adanat"};
+  app.set_version_flag("--version",
+                       [] { return "adanat " ADANAT_VERSION " (" + adanat::platform_line() + ")"; });
   app.footer("Try: adanat generate -m models/signs -o signs.png -n 43");
   app.require_subcommand(1);
   adanat::add_generate(app);
@@ -35,7 +37,8 @@ int run(int argc, char** argv) {
   adanat::check_values(app);
   // Paths and names end up in JSON, which knows nothing else.
   for (int i = 1; i < argc; ++i)
-    if (!adanat::is_utf8(argv[i])) return report(2, adanat::cat("argument ", i, " (", argv[i], ") is not valid UTF-8; rename the file"));
+    if (!adanat::is_utf8(argv[i]))
+      return report(2, adanat::cat("argument ", i, " (", argv[i], ") is not valid UTF-8; rename the file"));
   const auto is_first = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first).empty())
     return report(2, std::string(argv[1]) + ": no such command; see adanat --help");
@@ -45,9 +48,11 @@ int run(int argc, char** argv) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
     return report(2, std::string(e.what()) + "; see adanat " +
-                         (app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ") + "--help");
+                         (app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ") +
+                         "--help");
   }
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) return report(1, "standard output cannot be written");
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    return report(1, "standard output cannot be written");
   return 0;
 }
 
@@ -61,7 +66,8 @@ int main(int argc, char** argv) {
     return report(e.exit_code(), e.what());
   } catch (const c10::Error& e) {
     const std::string text = e.what_without_backtrace(), what = text.substr(0, text.find('\n'));
-    const bool memory = what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
+    const bool memory =
+        what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
     return report(1, memory ? kOutOfMemory : what);
   } catch (const std::bad_alloc&) {
     return report(1, kOutOfMemory);

@@ -1,11 +1,12 @@
 // Threads that wait for each other sleep instead of spinning.
 //
-// libgomp's idle threads spin for milliseconds by default. Where other programs want the cores too, the thread that everybody
-// waits for is then kept off its core by those that wait for it, thousands of times an image. The variable that changes this
-// is read while libgomp is loaded, before main() and before any constructor of ours, and there is no call for it. So the
-// program starts itself once more with it set, as early as an executable can: from .preinit_array, when the libraries are
-// mapped but none has run. That costs some 25 ms of processor time, the relocations of LibTorch. Whoever sets one of the
-// variables has decided, and nothing happens here.
+// libgomp's idle threads spin for milliseconds by default. Where other programs want the cores too, the
+// thread that everybody waits for is then kept off its core by those that wait for it, thousands of times an
+// image. The variable that changes this is read while libgomp is loaded, before main() and before any
+// constructor of ours, and there is no call for it. So the program starts itself once more with it set, as
+// early as an executable can: from .preinit_array, when the libraries are mapped but none has run. That costs
+// some 25 ms of processor time, the relocations of LibTorch. Whoever sets one of the variables has decided,
+// and nothing happens here.
 #include <unistd.h>
 
 #include <climits>
@@ -19,7 +20,8 @@ bool is_set(char** environment, const char* assignment) {
   return false;
 }
 
-// No library is initialised yet: only system calls, no memory from the heap. If one fails, the program goes on as it is.
+// No library is initialised yet: only system calls, no memory from the heap. If one fails, the program goes
+// on as it is.
 void start_with_sleeping_threads(int, char** arguments, char** environment) {
   if (is_set(environment, "OMP_WAIT_POLICY=") || is_set(environment, "GOMP_SPINCOUNT=")) return;
   constexpr size_t kMost = 4096;
@@ -38,8 +40,8 @@ void start_with_sleeping_threads(int, char** arguments, char** environment) {
 
 // A sanitizer's runtime is not up yet either, and instrumented code needs it.
 #if !defined(__SANITIZE_ADDRESS__)
-__attribute__((section(".preinit_array"), used)) void (*const g_before_everything)(int, char**, char**) =
-    start_with_sleeping_threads;
+__attribute__((section(".preinit_array"),
+               used)) void (*const g_before_everything)(int, char**, char**) = start_with_sleeping_threads;
 #else
 [[maybe_unused]] void (*const g_before_everything)(int, char**, char**) = start_with_sleeping_threads;
 #endif

@@ -89,7 +89,9 @@ at::Tensor Measurer::prepare(const at::Tensor& images) const {
   const at::NoGradGuard no_grad;
   if (protocol_.network == "classifier") return images.to(device_, at::kFloat) / 255;
   if (protocol_.resize != "pillow-bicubic")
-    return inception_input(images.to(device_), protocol_.resize == "tf1-bilinear" ? InceptionInput::kTf1 : InceptionInput::kHalfPixel);
+    return inception_input(images.to(device_), protocol_.resize == "tf1-bilinear"
+                                                   ? InceptionInput::kTf1
+                                                   : InceptionInput::kHalfPixel);
   const at::Tensor resized = images.scalar_type() == at::kByte ? pillow_299(images) : images;
   return inception_input(resized.to(device_), InceptionInput::kResized);
 }

@@ -33,8 +33,8 @@ class Measurer {
   // `spatial`: also sFID's features.
   static Measurer open(const std::filesystem::path& weights, const Protocol& protocol, bool spatial,
                        at::Device device);
-  // What the network is given of images: (B, 3, H, W) u8; or f32, in [0, 1] where the protocol does not round generated
-  // images, in [0, 255] of 299x299 where ImageBatches has resized them. Safe from any thread.
+  // What the network is given of images: (B, 3, H, W) u8; or f32, in [0, 1] where the protocol does not round
+  // generated images, in [0, 255] of 299x299 where ImageBatches has resized them. Safe from any thread.
   at::Tensor prepare(const at::Tensor& images) const;
   FeatureRows extract_prepared(const at::Tensor& prepared);
   FeatureRows extract(const at::Tensor& images) { return extract_prepared(prepare(images)); }

@@ -11,7 +11,8 @@
 namespace adanat {
 
 struct ImageBatch {
-  at::Tensor images;           // (B, 3, H, W) u8; (B, 3, 299, 299) f32 in [0, 255] with pillow_299; or what prepare made
+  at::Tensor
+      images;  // (B, 3, H, W) u8; (B, 3, 299, 299) f32 in [0, 255] with pillow_299; or what prepare made
   at::Tensor labels;           // (B) i64
   std::vector<int64_t> items;  // which item of the dataset each is
 };
@@ -21,7 +22,8 @@ struct ImageBatchOptions {
   int64_t crop = 0;  // > 0: ADM centre crop to this size first
   bool pillow_299 =
       false;  // clean-fid: each channel resized by Pillow's bicubic to 299x299 and clipped to 0..255
-  std::function<at::Tensor(const at::Tensor&)> prepare = {};  // done to each batch while the last one is measured
+  std::function<at::Tensor(const at::Tensor&)> prepare =
+      {};                    // done to each batch while the last one is measured
   bool skip_broken = false;  // leave unreadable images out, count them, name the first ones on stderr
 };
 

@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// The sizes are compared before `Module` is built: what config.json asks for, a file of that size must stand behind.
+// The sizes are compared before `Module` is built: what config.json asks for, a file of that size must stand
+// behind.
 template <class Module, class PartConfig>
 Module load_part(const SafetensorsFile& file, const PartConfig& config, const ShapeMap& shapes) {
   check_shapes(file, shapes);
@@ -36,18 +37,19 @@ Module load_part(const SafetensorsFile& file, const PartConfig& config, const Sh
 
 Tokenizer open_tokenizer(const fs::path& folder, const ModelConfig& config, at::Device device) {
   if (!config.tokenizer) throw InputError(cat(folder.string(), ": holds no tokenizer"));
-  Tokenizer tokenizer = load_part<Tokenizer>(open_part(folder, config, "tokenizer.safetensors"), *config.tokenizer,
-                                             tokenizer_shapes(*config.tokenizer));
+  Tokenizer tokenizer = load_part<Tokenizer>(open_part(folder, config, "tokenizer.safetensors"),
+                                             *config.tokenizer, tokenizer_shapes(*config.tokenizer));
   tokenizer->to(device);
   tokenizer->prepare_for_inference();
   return tokenizer;
 }
 
-Generator open_generator(const fs::path& folder, const ModelConfig& config, at::Device device, at::ScalarType dtype) {
+Generator open_generator(const fs::path& folder, const ModelConfig& config, at::Device device,
+                         at::ScalarType dtype) {
   if (!config.generator)
     throw InputError(cat(folder.string(), ": holds no generator; train one with `adanat train generator`"));
-  Generator generator = load_part<Generator>(open_part(folder, config, "generator.safetensors"), *config.generator,
-                                             generator_shapes(*config.generator));
+  Generator generator = load_part<Generator>(open_part(folder, config, "generator.safetensors"),
+                                             *config.generator, generator_shapes(*config.generator));
   generator->to(device, dtype);
   return generator;
 }
@@ -65,8 +67,8 @@ const std::string& Pipeline::model_hash() const {
   return it == config_.files.end() ? kUnknown : it->second;
 }
 
-std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t steps, const TableOptions& options,
-                                             const fs::path& policy) const {
+std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t steps,
+                                             const TableOptions& options, const fs::path& policy) const {
   const bool file = chosen.size() > 5 && chosen.ends_with(".json");
   if (!policy.empty() && !chosen.empty() && chosen != "adaptive")
     throw InputError(cat("--policy ", policy.string(), ": is read by --schedule adaptive, not by ", chosen));
@@ -74,8 +76,9 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
   if (!policy.empty()) {
     given = read_policy(policy);
     if (steps == 0)
-      steps = given->settings.fits(config_.sampling.steps) || given->settings.any_steps() ? config_.sampling.steps
-                                                                                          : given->settings.steps;
+      steps = given->settings.fits(config_.sampling.steps) || given->settings.any_steps()
+                  ? config_.sampling.steps
+                  : given->settings.steps;
   }
   if (steps == 0 && !file) steps = chosen == "autonat" ? 8 : config_.sampling.steps;
   std::string name = chosen;
@@ -94,7 +97,8 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
     const GeneratorConfig& g = *config_.generator;
     check_policy(*given, source.string(), steps, g.width, g.grid_height, g.grid_width, g.codes, model_hash());
     given->actor->to(device_);
-    return std::make_unique<PolicySchedule>(given->settings, given->actor, steps, device_, "adaptive", given->hash);
+    return std::make_unique<PolicySchedule>(given->settings, given->actor, steps, device_, "adaptive",
+                                            given->hash);
   }
   return make_schedule(name, steps, options, config_.generator->grid_height, config_.generator->grid_width);
 }
@@ -123,7 +127,9 @@ at::Tensor Pipeline::decode_unit(const at::Tensor& tokens) {
   return tokenizer_->decode(tokens.to(device_)).clamp(0, 1);
 }
 
-at::Tensor Pipeline::decode(const at::Tensor& tokens) { return decode_to_bytes(*tokenizer_, tokens.to(device_)); }
+at::Tensor Pipeline::decode(const at::Tensor& tokens) {
+  return decode_to_bytes(*tokenizer_, tokens.to(device_));
+}
 
 at::Tensor decode_to_bytes(TokenizerImpl& tokenizer, const at::Tensor& tokens) {
   const at::NoGradGuard no_grad;

@@ -10,7 +10,11 @@ namespace {
 size_t character(std::string_view text, uint32_t& code) {
   const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(text[i])); };
   const uint32_t first = byte(0);
-  const size_t size = first < 0x80 ? 1 : first >> 5 == 0x6 ? 2 : first >> 4 == 0xe ? 3 : first >> 3 == 0x1e ? 4 : 0;
+  const size_t size = first < 0x80         ? 1
+                      : first >> 5 == 0x6  ? 2
+                      : first >> 4 == 0xe  ? 3
+                      : first >> 3 == 0x1e ? 4
+                                           : 0;
   if (size == 0 || size > text.size()) return 0;
   code = size == 1 ? first : first & (0x7fu >> size);
   for (size_t i = 1; i < size; ++i) {
@@ -22,7 +26,9 @@ size_t character(std::string_view text, uint32_t& code) {
   return code < kSmallest[size] || code > 0x10ffff || surrogate ? 0 : size;
 }
 
-bool is_control(uint32_t code) { return code < 0x20 || (code >= 0x7f && code < 0xa0); }
+bool is_control(uint32_t code) {
+  return code < 0x20 || (code >= 0x7f && code < 0xa0);
+}
 
 // Calls visit(bytes, code) for every character, and for every byte that is none with the code UINT32_MAX.
 template <class Visit>
@@ -45,16 +51,20 @@ bool is_utf8(std::string_view text) {
 
 bool is_name(std::string_view text) {
   bool good = !text.empty();
-  for_each_character(text, [&](std::string_view, uint32_t code) { good = good && code != UINT32_MAX && !is_control(code); });
+  for_each_character(
+      text, [&](std::string_view, uint32_t code) { good = good && code != UINT32_MAX && !is_control(code); });
   return good;
 }
 
 std::string one_line(std::string_view text) {
   std::string line;
   for_each_character(text, [&](std::string_view bytes, uint32_t code) {
-    if (code == '\n') line += "\\n";
-    else if (code == UINT32_MAX || is_control(code)) line += '?';
-    else line += bytes;
+    if (code == '\n')
+      line += "\\n";
+    else if (code == UINT32_MAX || is_control(code))
+      line += '?';
+    else
+      line += bytes;
   });
   return line;
 }

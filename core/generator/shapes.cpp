@@ -8,7 +8,8 @@ void add_layer(ShapeMap& shapes, const std::string& name, std::vector<int64_t> w
   shapes[name + ".weight"] = std::move(weight);
 }
 
-void add_embedding(ShapeMap& shapes, const std::string& name, int64_t vocabulary, int64_t positions, int64_t width) {
+void add_embedding(ShapeMap& shapes, const std::string& name, int64_t vocabulary, int64_t positions,
+                   int64_t width) {
   shapes[name + ".word_embeddings.weight"] = {vocabulary, width};
   shapes[name + ".position_embeddings.weight"] = {positions, width};
   add_layer(shapes, name + ".LayerNorm", {width});
@@ -31,8 +32,10 @@ ShapeMap generator_shapes(const GeneratorConfig& config) {
   const int64_t d = config.width;
   ShapeMap shapes;
   add_embedding(shapes, "token_emb", config.codes + 1, config.tokens(), d);
-  if (config.condition == "class") add_embedding(shapes, "context_embed", config.classes + 1, 1, d);
-  else add_layer(shapes, "context_embed", {d, config.text_width});
+  if (config.condition == "class")
+    add_embedding(shapes, "context_embed", config.classes + 1, 1, d);
+  else
+    add_layer(shapes, "context_embed", {d, config.text_width});
   for (int64_t i = 0; i < config.depth / 2; ++i) {
     add_block(shapes, "in_blocks." + std::to_string(i), d, false);
     add_block(shapes, "out_blocks." + std::to_string(i), d, true);

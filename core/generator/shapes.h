@@ -5,7 +5,8 @@
 
 namespace adanat {
 
-// Names and sizes as GeneratorImpl(config) registers them, without building it: costs nothing however large the config.
+// Names and sizes as GeneratorImpl(config) registers them, without building it: costs nothing however large
+// the config.
 ShapeMap generator_shapes(const GeneratorConfig& config);
 
 }  // namespace adanat

@@ -11,7 +11,9 @@ namespace {
 
 constexpr int kFractionBits = 32 - 8 - 2;  // 8 bits of pixel, 2 bits of headroom for the negative lobes
 
-double box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
+double box(double x) {
+  return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+}
 
 double bicubic(double x) {
   constexpr double a = -0.5;
@@ -33,7 +35,8 @@ struct WeightTable {
 };
 using Weights = WeightTable<int>;  // fixed point
 
-// The order of the floating-point operations is Pillow's: another order would change the last bit of some weights.
+// The order of the floating-point operations is Pillow's: another order would change the last bit of some
+// weights.
 WeightTable<double> make_real_weights(int in_size, int out_size, Filter filter) {
   double (*const function)(double) = filter == Filter::kBox ? box : bicubic;
   const double scale = static_cast<double>(in_size) / out_size;
@@ -75,7 +78,9 @@ Weights make_weights(int in_size, int out_size, Filter filter) {
   return weights;
 }
 
-uint8_t to_pixel(int fixed) { return static_cast<uint8_t>(std::clamp(fixed >> kFractionBits, 0, 255)); }
+uint8_t to_pixel(int fixed) {
+  return static_cast<uint8_t>(std::clamp(fixed >> kFractionBits, 0, 255));
+}
 
 constexpr int kHalf = 1 << (kFractionBits - 1);
 
@@ -180,7 +185,8 @@ bool columns_first(const Image& image, int width, int height) {
 void check(const Image& image) {
   if (image.width < 1 || image.height < 1 ||
       image.rgb.size() != static_cast<size_t>(image.width) * static_cast<size_t>(image.height) * 3)
-    throw RunError(cat("an image of ", image.width, "x", image.height, " with ", image.rgb.size(), " bytes is inconsistent"));
+    throw RunError(cat("an image of ", image.width, "x", image.height, " with ", image.rgb.size(),
+                       " bytes is inconsistent"));
 }
 
 }  // namespace
@@ -228,25 +234,30 @@ Image adm_center_crop(const Image& image, int size) {
   if (std::min(current->width, current->height) != size) {
     const double scale = static_cast<double>(size) / std::min(current->width, current->height);
     // nearbyint rounds half to even, as Python's round does.
-    const double width = std::nearbyint(current->width * scale), height = std::nearbyint(current->height * scale);
+    const double width = std::nearbyint(current->width * scale),
+                 height = std::nearbyint(current->height * scale);
     // A sliver (1 x 16384) enlarged to the size could ask for any amount of memory.
     if (width * height > static_cast<double>(kMaxImagePixels))
-      throw InputError(cat("an image of ", image.width, "x", image.height, " is too long and narrow to be scaled to ", size));
+      throw InputError(cat("an image of ", image.width, "x", image.height,
+                           " is too long and narrow to be scaled to ", size));
     take(resample(*current, static_cast<int>(width), static_cast<int>(height), Filter::kBicubic));
   }
-  if (current->width == size && current->height == size) return current == &image ? image : std::move(resized);
+  if (current->width == size && current->height == size)
+    return current == &image ? image : std::move(resized);
   return crop(*current, (current->width - size) / 2, (current->height - size) / 2, size, size);
 }
 
 Image crop(const Image& image, int left, int top, int width, int height) {
   check(image);
-  if (left < 0 || top < 0 || width < 1 || height < 1 || width > image.width - left || height > image.height - top)
-    throw RunError(cat("the window ", width, "x", height, " at (", left, ", ", top, ") is not inside an image of ",
-                       image.width, "x", image.height));
+  if (left < 0 || top < 0 || width < 1 || height < 1 || width > image.width - left ||
+      height > image.height - top)
+    throw RunError(cat("the window ", width, "x", height, " at (", left, ", ", top,
+                       ") is not inside an image of ", image.width, "x", image.height));
   Image out = make_image(width, height);
   for (int y = 0; y < height; ++y)
     std::memcpy(out.rgb.data() + static_cast<size_t>(y) * width * 3,
-                image.rgb.data() + (static_cast<size_t>(top + y) * image.width + left) * 3, static_cast<size_t>(width) * 3);
+                image.rgb.data() + (static_cast<size_t>(top + y) * image.width + left) * 3,
+                static_cast<size_t>(width) * 3);
   return out;
 }
 

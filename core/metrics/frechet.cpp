@@ -33,7 +33,8 @@ void GaussianAccumulator::add(const at::Tensor& features) {
     throw RunError(cat("feature statistics: wanted (B, ", dimensions_, "), got ", features.sizes()));
   if (features.size(0) == 0) return;
   const at::Tensor given = features.detach().to(at::kCPU), x = given.to(at::kDouble);
-  if (!at::isfinite(x).all().item<bool>()) throw RunError("feature statistics: a feature is not a finite number");
+  if (!at::isfinite(x).all().item<bool>())
+    throw RunError("feature statistics: a feature is not a finite number");
   if (float32_mean_) {
     const at::Tensor narrow = given.to(at::kFloat).contiguous();
     const auto* row = narrow.const_data_ptr<float>();
@@ -54,7 +55,8 @@ void GaussianAccumulator::add(const at::Tensor& features) {
 
 void GaussianAccumulator::merge(const GaussianAccumulator& other) {
   if (other.dimensions_ != dimensions_)
-    throw RunError(cat("feature statistics: cannot merge ", other.dimensions_, " dimensions into ", dimensions_));
+    throw RunError(
+        cat("feature statistics: cannot merge ", other.dimensions_, " dimensions into ", dimensions_));
   if (float32_mean_ || other.float32_mean_)
     throw RunError("feature statistics: float32 means depend on the order of all rows and cannot be merged");
   if (other.count_ > 0) combine(sums_, other.count_, other.sums_.mean, other.sums_.scatter);
@@ -67,7 +69,8 @@ void GaussianAccumulator::combine(Sums& into, const at::Tensor& rows) {
   combine(into, rows.size(0), mean, at::matmul(centred.t(), centred));
 }
 
-void GaussianAccumulator::combine(Sums& into, int64_t count, const at::Tensor& mean, const at::Tensor& scatter) {
+void GaussianAccumulator::combine(Sums& into, int64_t count, const at::Tensor& mean,
+                                  const at::Tensor& scatter) {
   const at::Tensor delta = mean - into.mean;
   const double total = double(into.count + count);
   into.scatter.add_(scatter);
@@ -77,7 +80,8 @@ void GaussianAccumulator::combine(Sums& into, int64_t count, const at::Tensor& m
 }
 
 GaussianStats GaussianAccumulator::stats() const {
-  if (count() < 2) throw RunError(cat("feature statistics: a covariance needs 2 images or more, got ", count()));
+  if (count() < 2)
+    throw RunError(cat("feature statistics: a covariance needs 2 images or more, got ", count()));
   Sums all{sums_.count, sums_.mean.clone(), sums_.scatter.clone()};
   if (pending_count_ > 0) combine(all, pending_.narrow(0, 0, pending_count_));
   at::Tensor mean = all.mean;
@@ -101,8 +105,8 @@ double frechet_distance(const GaussianStats& a, const GaussianStats& b) {
 
 double kernel_distance(const at::Tensor& a, const at::Tensor& b) {
   if (a.dim() != 2 || b.dim() != 2 || a.size(1) != b.size(1) || a.size(0) < 2 || b.size(0) < 2)
-    throw RunError(cat("kernel distance: wanted two sets of 2 or more vectors of one length, got ", a.sizes(), " and ",
-                       b.sizes()));
+    throw RunError(cat("kernel distance: wanted two sets of 2 or more vectors of one length, got ", a.sizes(),
+                       " and ", b.sizes()));
   const at::Tensor x = a.detach().to(at::kCPU, at::kDouble), y = b.detach().to(at::kCPU, at::kDouble);
   const auto kernel = [&](const at::Tensor& p, const at::Tensor& q) {
     return (at::matmul(p, q.t()) / double(x.size(1)) + 1).pow(3);
@@ -118,7 +122,8 @@ double kernel_distance(const at::Tensor& a, const at::Tensor& b) {
 MeanAndDeviation kernel_distance(const at::Tensor& a, const at::Tensor& b, const at::Tensor& rows_a,
                                  const at::Tensor& rows_b) {
   if (rows_a.dim() != 2 || rows_b.dim() != 2 || rows_a.size(0) != rows_b.size(0) || rows_a.size(0) < 1)
-    throw RunError(cat("kernel distance: subsets ", rows_a.sizes(), " and ", rows_b.sizes(), " do not pair up"));
+    throw RunError(
+        cat("kernel distance: subsets ", rows_a.sizes(), " and ", rows_b.sizes(), " do not pair up"));
   std::vector<double> values;
   for (int64_t i = 0; i < rows_a.size(0); ++i)
     values.push_back(kernel_distance(a.index_select(0, rows_a[i].to(a.device())),
@@ -129,7 +134,8 @@ MeanAndDeviation kernel_distance(const at::Tensor& a, const at::Tensor& b, const
 MeanAndDeviation mean_and_deviation(const std::vector<double>& values) {
   MeanAndDeviation out;
   for (const double value : values) out.mean += value / double(values.size());
-  for (const double value : values) out.deviation += (value - out.mean) * (value - out.mean) / double(values.size());
+  for (const double value : values)
+    out.deviation += (value - out.mean) * (value - out.mean) / double(values.size());
   out.deviation = std::sqrt(out.deviation);
   return out;
 }
@@ -147,7 +153,8 @@ at::Tensor random_subsets(int64_t count, int64_t subsets, int64_t size, uint64_t
       keys[size_t(i)] = {word.x, word.y, i};
     }
     std::partial_sort(keys.begin(), keys.begin() + size, keys.end());
-    for (int64_t i = 0; i < size; ++i) out.mutable_data_ptr<int64_t>()[s * size + i] = std::get<2>(keys[size_t(i)]);
+    for (int64_t i = 0; i < size; ++i)
+      out.mutable_data_ptr<int64_t>()[s * size + i] = std::get<2>(keys[size_t(i)]);
   }
   return out;
 }

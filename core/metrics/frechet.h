@@ -1,4 +1,5 @@
-// Distances between two sets of feature vectors: Frechet (FID, FD) and polynomial-kernel (KID, KD). All in float64.
+// Distances between two sets of feature vectors: Frechet (FID, FD) and polynomial-kernel (KID, KD). All in
+// float64.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -15,17 +16,21 @@ struct GaussianStats {
 };
 
 // Mean and covariance of a stream of vectors, without keeping them. Not thread-safe.
-// Sums of squares are kept around the running mean (Chan, Golub, LeVeque 1979), so nothing cancels. Vectors are summed in
-// blocks of kBlock, whatever the batches they come in: batching changes no digit, order changes the result by rounding.
+// Sums of squares are kept around the running mean (Chan, Golub, LeVeque 1979), so nothing cancels. Vectors
+// are summed in blocks of kBlock, whatever the batches they come in: batching changes no digit, order changes
+// the result by rounding.
 class GaussianAccumulator {
  public:
   static constexpr int64_t kBlock = 256;
-  // float32_mean: the mean is the one that numpy.mean gives for a float32 array (rows added one by one in float32), as in
-  // torch-fidelity, clean-fid and the ADM evaluator. The covariance is float64 around the float64 mean in any case.
+  // float32_mean: the mean is the one that numpy.mean gives for a float32 array (rows added one by one in
+  // float32), as in torch-fidelity, clean-fid and the ADM evaluator. The covariance is float64 around the
+  // float64 mean in any case.
   explicit GaussianAccumulator(int64_t dimensions, bool float32_mean = false);
-  // features (B, D), any float type and device; B may be 0. RunError for another D or a value that is not finite.
+  // features (B, D), any float type and device; B may be 0. RunError for another D or a value that is not
+  // finite.
   void add(const at::Tensor& features);
-  // As if everything added to `other` had been added here, by rounding. RunError for float32 means, which cannot be merged.
+  // As if everything added to `other` had been added here, by rounding. RunError for float32 means, which
+  // cannot be merged.
   void merge(const GaussianAccumulator& other);
   int64_t count() const { return count_ + pending_count_; }
   int64_t dimensions() const { return dimensions_; }
@@ -48,13 +53,15 @@ class GaussianAccumulator {
   std::vector<float> column_;  // with float32_mean: the running column sums
 };
 
-// |mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2), never below 0. Both roots by symmetric eigenvalues;
-// negative ones (rounding; there are many where count <= D) count as 0. RunError if the dimensions differ.
+// |mu_a - mu_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2), never below 0. Both roots by symmetric
+// eigenvalues; negative ones (rounding; there are many where count <= D) count as 0. RunError if the
+// dimensions differ.
 double frechet_distance(const GaussianStats& a, const GaussianStats& b);
 
-// Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 of a (N, D) and b (M, D), N, M >= 2:
-// means of k over all pairs of different rows of a, and of b, minus twice the mean over all pairs across. May be below 0.
-// Source: Binkowski et al. 2018; the same value as torch-fidelity's with one subset of everything.
+// Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 of a (N, D) and b (M, D), N, M >=
+// 2: means of k over all pairs of different rows of a, and of b, minus twice the mean over all pairs across.
+// May be below 0. Source: Binkowski et al. 2018; the same value as torch-fidelity's with one subset of
+// everything.
 double kernel_distance(const at::Tensor& a, const at::Tensor& b);
 
 struct MeanAndDeviation {
@@ -67,13 +74,13 @@ MeanAndDeviation mean_and_deviation(const std::vector<double>& values);
 MeanAndDeviation kernel_distance(const at::Tensor& a, const at::Tensor& b, const at::Tensor& rows_a,
                                  const at::Tensor& rows_b);
 
-// `size` different rows out of `count` for each of `subsets`, (subsets, size) i64. Row i of subset s in set `which` (0 or 1)
-// draws philox4x32_10 at counter (s, i, which, 3 << 16) with key `seed`; the rows with the smallest (word 0, word 1, i)
-// are taken in that order. RunError if size > count.
+// `size` different rows out of `count` for each of `subsets`, (subsets, size) i64. Row i of subset s in set
+// `which` (0 or 1) draws philox4x32_10 at counter (s, i, which, 3 << 16) with key `seed`; the rows with the
+// smallest (word 0, word 1, i) are taken in that order. RunError if size > count.
 at::Tensor random_subsets(int64_t count, int64_t subsets, int64_t size, uint64_t seed, int64_t which);
 
-// The subsets of torch-fidelity: one RandomState(seed), and for each subset choice(count_a, size), then choice(count_b, size).
-// Both (subsets, size) i64. RunError if size is over a count.
+// The subsets of torch-fidelity: one RandomState(seed), and for each subset choice(count_a, size), then
+// choice(count_b, size). Both (subsets, size) i64. RunError if size is over a count.
 struct SubsetPair {
   at::Tensor a, b;
 };

@@ -28,14 +28,16 @@ std::string list(const std::vector<std::string>& names) {
 
 // Both maps' keys are names; shape_of takes a value of either.
 template <class Found, class Expected, class ShapeOf>
-void check_names_and_shapes(const Found& found, const Expected& expected, const std::string& where, ShapeOf shape_of) {
+void check_names_and_shapes(const Found& found, const Expected& expected, const std::string& where,
+                            ShapeOf shape_of) {
   std::vector<std::string> missing, extra;
   for (const auto& [name, value] : expected)
     if (!found.contains(name)) missing.push_back(name);
   for (const auto& [name, value] : found)
     if (!expected.contains(name)) extra.push_back(name);
   if (!missing.empty()) throw InputError(cat(where, ": lacks the tensors ", list(missing)));
-  if (!extra.empty()) throw InputError(cat(where, ": holds tensors that the model does not have: ", list(extra)));
+  if (!extra.empty())
+    throw InputError(cat(where, ": holds tensors that the model does not have: ", list(extra)));
   for (const auto& [name, value] : expected) {
     const at::IntArrayRef is = shape_of(found.at(name)), wanted = shape_of(value);
     if (is != wanted)
@@ -56,10 +58,12 @@ void check_finite(const TensorMap& tensors, const std::string& where) {
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.is_floating_point()) continue;
     const at::Tensor values = tensor.scalar_type() == at::kDouble ? tensor.to(at::kFloat) : tensor;
-    // NaN and infinity survive a sum, which reads the tensor once and allocates nothing; a sum that overflows is looked at
-    // again, value by value.
-    if (std::isfinite(at::sum(values, at::kFloat).item<float>()) || at::isfinite(values).all().item<bool>()) continue;
-    throw InputError(cat(where, ": ", name, " holds NaN or infinity; the file is damaged, or its training went wrong"));
+    // NaN and infinity survive a sum, which reads the tensor once and allocates nothing; a sum that overflows
+    // is looked at again, value by value.
+    if (std::isfinite(at::sum(values, at::kFloat).item<float>()) || at::isfinite(values).all().item<bool>())
+      continue;
+    throw InputError(
+        cat(where, ": ", name, " holds NaN or infinity; the file is damaged, or its training went wrong"));
   }
 }
 

@@ -32,8 +32,8 @@ class TokensObserver : public SamplerObserver {
   std::vector<at::Tensor> tokens_, proposals_;
 };
 
-// Throws Interrupted after the step during which a signal asked for the end: a batch of many images and steps takes
-// minutes. The images of that batch are lost, none of them is finished.
+// Throws Interrupted after the step during which a signal asked for the end: a batch of many images and steps
+// takes minutes. The images of that batch are lost, none of them is finished.
 class InterruptObserver : public SamplerObserver {
  public:
   void on_step(const StepView& view) override;

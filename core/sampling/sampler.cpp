@@ -25,7 +25,8 @@ struct Forward {
 // Evaluation mode for a scope, whatever ends it.
 class EvaluationMode {
  public:
-  explicit EvaluationMode(GeneratorImpl& generator) : generator_(generator), was_training_(generator.is_training()) {
+  explicit EvaluationMode(GeneratorImpl& generator)
+      : generator_(generator), was_training_(generator.is_training()) {
     generator_.eval();
   }
   ~EvaluationMode() { generator_.train(was_training_); }
@@ -76,7 +77,8 @@ Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::T
   } else {
     // The head runs only where tokens are hidden; decode_step does not read the other rows.
     const at::Tensor hidden = at::nonzero(all_tokens.view({-1}) == generator.mask_id()).squeeze(1);
-    const at::Tensor rows = generator.logits(features.reshape({-1, features.size(2)}).index_select(0, hidden));
+    const at::Tensor rows =
+        generator.logits(features.reshape({-1, features.size(2)}).index_select(0, hidden));
     logits = at::empty({all_tokens.size(0) * n, v}, rows.options());
     logits.index_copy_(0, hidden, rows);
     logits = logits.view({all_tokens.size(0), n, v});
@@ -94,7 +96,8 @@ kernels::DecodeStepResult decode_or_explain(const kernels::DecodeStepInput& inpu
   try {
     return kernels::decode_step(input);
   } catch (const c10::Error& e) {
-    if (std::string_view(e.what_without_backtrace()).find("decode_step: NaN") == std::string_view::npos) throw;
+    if (std::string_view(e.what_without_backtrace()).find("decode_step: NaN") == std::string_view::npos)
+      throw;
     throw RunError(kBadLogit);
   }
 }

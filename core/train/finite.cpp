@@ -26,8 +26,9 @@ std::string first_non_finite(const TensorMap& tensors) {
 void require_finite_weights(const TensorMap& written, const std::string& who, const std::string& store) {
   const std::string name = first_non_finite(written);
   if (!name.empty())
-    throw RunError(cat(who, ": the weight ", name, " is not finite in ", store, ", the type to be written; ",
-                       store == "float16" ? "store bfloat16 or lower the learning rate" : "lower the learning rate"));
+    throw RunError(
+        cat(who, ": the weight ", name, " is not finite in ", store, ", the type to be written; ",
+            store == "float16" ? "store bfloat16 or lower the learning rate" : "lower the learning rate"));
 }
 
 }  // namespace adanat

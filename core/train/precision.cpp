@@ -23,7 +23,8 @@ void wait_for(at::Device device) {
 }  // namespace
 
 void require_dtype(const std::string& dtype) {
-  require(dtype == "auto" || dtype == "float32" || dtype == "bfloat16", "dtype", "auto, float32 or bfloat16", dtype);
+  require(dtype == "auto" || dtype == "float32" || dtype == "bfloat16", "dtype", "auto, float32 or bfloat16",
+          dtype);
 }
 
 AutocastScope::AutocastScope(bool on, c10::DeviceType device)
@@ -57,10 +58,11 @@ DtypeChoice choose_dtype(Recipe& recipe) {
   for (size_t p = 0; p < phases.size(); ++p) {
     const int64_t from = phases[p], until = p + 1 < phases.size() ? std::min(phases[p + 1], steps) : steps;
     if (from >= until) continue;
-    std::array<double, 2> least{std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity()};
+    std::array<double, 2> least{std::numeric_limits<double>::infinity(),
+                                std::numeric_limits<double>::infinity()};
     const double began = monotonic_seconds();
-    // The least of the times is that of the update alone: first calls and other programs only add to it. So a second pair
-    // is taken, however long, where the first (which also paid for first calls) left it open.
+    // The least of the times is that of the update alone: first calls and other programs only add to it. So a
+    // second pair is taken, however long, where the first (which also paid for first calls) left it open.
     for (int pair = 0; pair < kMostPairs; ++pair) {
       check_interrupt();  // nothing is begun that would have to be saved
       const bool clear = std::max(least[0], least[1]) > 1.3 * std::min(least[0], least[1]);

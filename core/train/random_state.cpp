@@ -20,7 +20,8 @@ std::vector<at::Device> gpus_in_use() {
   return out;
 }
 
-void set_state(const at::Device& device, const at::Tensor& state, const std::string& where, const std::string& key) {
+void set_state(const at::Device& device, const at::Tensor& state, const std::string& where,
+               const std::string& key) {
   at::Generator generator = at::globalContext().defaultGenerator(device);
   const InputError error(cat(where, ": ", key, " is not a random state of this program"));
   if (state.scalar_type() != at::kByte || state.sizes() != generator.get_state().sizes()) throw error;
@@ -45,10 +46,13 @@ void load_random_state(const TensorMap& tensors, const std::string& where) {
   set_state(at::kCPU, cpu->second, where, kCpu);
   for (const at::Device& device : gpus_in_use()) {
     const std::string key = cat(kCuda, int(device.index()));
-    if (const auto found = tensors.find(key); found != tensors.end()) set_state(device, found->second, where, key);
+    if (const auto found = tensors.find(key); found != tensors.end())
+      set_state(device, found->second, where, key);
   }
 }
 
-bool is_random_state(const std::string& name) { return name == kCpu || name.rfind(kCuda, 0) == 0; }
+bool is_random_state(const std::string& name) {
+  return name == kCpu || name.rfind(kCuda, 0) == 0;
+}
 
 }  // namespace adanat

@@ -38,7 +38,8 @@ struct LoopConfig {
   bool operator==(const LoopConfig&) const = default;
 };
 
-// Means over the log interval are taken of each value; 0-d tensors, so that a GPU is asked only at a log line.
+// Means over the log interval are taken of each value; 0-d tensors, so that a GPU is asked only at a log
+// line.
 struct StepReport {
   std::vector<std::pair<std::string, at::Tensor>> values;
   int64_t images = 0;  // images (or token rows) this update has seen
@@ -79,11 +80,12 @@ class Recipe {
   virtual double data_wait_seconds() const { return 0; }
   virtual DataHealth data_health() const { return {}; }
 
-  // "float32", "bfloat16" or "auto" (core/train/precision.h); what a recipe does not choose is float32. The loop settles
-  // "auto" before the first step by timing both; config() echoes what is in force.
+  // "float32", "bfloat16" or "auto" (core/train/precision.h); what a recipe does not choose is float32. The
+  // loop settles "auto" before the first step by timing both; config() echoes what is in force.
   virtual std::string dtype() const { return "float32"; }
   virtual void set_dtype(const std::string&) {}
-  // First steps of the phases whose updates cost differently (0 and the start of an adversarial loss, say), ascending.
+  // First steps of the phases whose updates cost differently (0 and the start of an adversarial loss, say),
+  // ascending.
   virtual std::vector<int64_t> phases() const { return {0}; }
 };
 

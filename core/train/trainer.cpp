@@ -38,7 +38,8 @@ void make_folder(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error == std::errc::no_space_on_device)
-    throw RunError(cat(path.string(), ": cannot make this folder: no space left on device; free some and --resume"));
+    throw RunError(
+        cat(path.string(), ": cannot make this folder: no space left on device; free some and --resume"));
   if (error) throw InputError(cat(path.string(), ": cannot make this folder: ", error.message()));
 }
 
@@ -74,12 +75,13 @@ std::vector<fs::path> checkpoints_in(const fs::path& out) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(out / "checkpoints", error))
     if (step_of(entry.path()) >= 0 && is_whole(entry.path() / kStateFile)) found.push_back(entry.path());
-  std::sort(found.begin(), found.end(), [](const fs::path& a, const fs::path& b) { return step_of(a) < step_of(b); });
+  std::sort(found.begin(), found.end(),
+            [](const fs::path& a, const fs::path& b) { return step_of(a) < step_of(b); });
   return found;
 }
 
-// A folder appears under its final name only when all of it is on disk. Where one stood there before, the two change
-// places in one step, so that the name always leads to a whole folder.
+// A folder appears under its final name only when all of it is on disk. Where one stood there before, the two
+// change places in one step, so that the name always leads to a whole folder.
 template <class Fill>
 void write_folder(const fs::path& final_name, Fill fill) {
   const fs::path fresh = final_name.string() + ".tmp";
@@ -106,7 +108,8 @@ void write_folder(const fs::path& final_name, Fill fill) {
 
 // Parts of config.json that a resumed run may change: longer runs, other intervals, moved data.
 bool may_differ(const std::string& path, const std::string& key) {
-  return path.empty() && (key == "loop" || key == "run" || key == "data" || key == "held_out" || key == "features");
+  return path.empty() &&
+         (key == "loop" || key == "run" || key == "data" || key == "held_out" || key == "features");
 }
 
 // The first key where the two differ, "" if none.
@@ -148,17 +151,20 @@ int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
   const fs::path file = folder / kStateFile;
   TensorMap tensors = read_tensors(file, &metadata);
   if (metadata["recipe"] != recipe.name())
-    throw InputError(cat(file.string(), ": is a checkpoint of a ", metadata["recipe"], ", not of a ", recipe.name()));
+    throw InputError(
+        cat(file.string(), ": is a checkpoint of a ", metadata["recipe"], ", not of a ", recipe.name()));
   const int64_t step = step_of(folder);
   if (metadata["step"] != std::to_string(step))
-    throw InputError(cat(file.string(), ": was saved after step ", metadata["step"], ", but its folder says ", step,
-                         "; give the folder its own name back, or remove it"));
-  // config.json was compared already: it and the checkpoint may have parted since (one was edited, or copied).
+    throw InputError(cat(file.string(), ": was saved after step ", metadata["step"], ", but its folder says ",
+                         step, "; give the folder its own name back, or remove it"));
+  // config.json was compared already: it and the checkpoint may have parted since (one was edited, or
+  // copied).
   const std::string differs =
       first_difference(parse_json(metadata["config"], file.string() + ": config"), recipe.config(), "");
   if (!differs.empty())
-    throw InputError(cat(file.string(), ": was saved by a run with another ", differs,
-                         "; config.json beside it contradicts it: put the right one back, or start a new --out"));
+    throw InputError(
+        cat(file.string(), ": was saved by a run with another ", differs,
+            "; config.json beside it contradicts it: put the right one back, or start a new --out"));
   load_random_state(tensors, file.string());
   std::erase_if(tensors, [](const auto& item) { return is_random_state(item.first); });
   recipe.load(tensors, file.string());
@@ -168,14 +174,17 @@ int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
 // config.json of a run that goes on; an empty object where nothing has begun.
 Json stored_config(const fs::path& file, bool begun) {
   if (!fs::exists(file) && begun)
-    throw InputError(cat(file.string(), ": is missing, so nothing says how this run was begun; put it back, or start a "
+    throw InputError(cat(file.string(),
+                         ": is missing, so nothing says how this run was begun; put it back, or start a "
                          "new --out"));
   Json stored = fs::exists(file) ? read_json_file(file.string()) : Json::object();
-  if (!stored.is_object()) throw InputError(cat(file.string(), ": must hold one JSON object; put the right one back"));
+  if (!stored.is_object())
+    throw InputError(cat(file.string(), ": must hold one JSON object; put the right one back"));
   return stored;
 }
 
-// What was stored stays in force, else "auto" is decided by timing. Returns the timings, null where there were none.
+// What was stored stays in force, else "auto" is decided by timing. Returns the timings, null where there
+// were none.
 Json settle_dtype(Recipe& recipe, const Json& stored) {
   if (recipe.dtype() != "auto") return nullptr;
   if (const auto it = stored.find("dtype"); it != stored.end() && (*it == "float32" || *it == "bfloat16")) {
@@ -190,14 +199,15 @@ Json settle_dtype(Recipe& recipe, const Json& stored) {
   return {{"float32_seconds", choice.float32_seconds}, {"bfloat16_seconds", choice.bfloat16_seconds}};
 }
 
-// Checks or makes the folder, settles the precision, loads the newest checkpoint and writes config.json. Returns how many
-// steps are done; `timings` is what settle_dtype gives.
+// Checks or makes the folder, settles the precision, loads the newest checkpoint and writes config.json.
+// Returns how many steps are done; `timings` is what settle_dtype gives.
 int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_info, Json& timings) {
   check_run_folder(out, resume);
   make_folder(out);
   const fs::path config_file = out / "config.json", checkpoint = resume ? newest_checkpoint(out) : fs::path();
   if (resume && checkpoint.empty() && fs::exists(out / "model"))
-    throw InputError(cat(out.string(), ": holds a model but no whole checkpoint to go on from; choose another --out"));
+    throw InputError(
+        cat(out.string(), ": holds a model but no whole checkpoint to go on from; choose another --out"));
   const Json stored = resume ? stored_config(config_file, !checkpoint.empty()) : Json::object();
   timings = settle_dtype(recipe, stored);
   const std::string differs = stored.empty() ? "" : first_difference(stored, recipe.config(), "");
@@ -231,8 +241,8 @@ void check_finite(const Recipe& recipe, const fs::path& out, int64_t step) {
                        "; lower the learning rate or resume from an earlier checkpoint in ", out.string()));
 }
 
-// Measures and draws with the weights as they are. What LibTorch and the operators refuse then (a logit that is not a
-// number, say) comes of weights that are finite still but have run away.
+// Measures and draws with the weights as they are. What LibTorch and the operators refuse then (a logit that
+// is not a number, say) comes of weights that are finite still but have run away.
 template <class Work>
 void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work) {
   try {
@@ -240,13 +250,13 @@ void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work w
   } catch (const c10::Error& e) {
     const std::string why = e.what_without_backtrace();
     throw RunError(cat("train ", recipe.name(), ": the weights after step ", step, " give no usable result (",
-                       why.substr(0, why.find('\n')), "); lower the learning rate or resume from an earlier checkpoint in ",
-                       out.string()));
+                       why.substr(0, why.find('\n')),
+                       "); lower the learning rate or resume from an earlier checkpoint in ", out.string()));
   }
 }
 
-// The step after which broken images are reported: the end of the first pass over the data, or of the next whole one
-// where the run was resumed within the first; 0 = they were reported before.
+// The step after which broken images are reported: the end of the first pass over the data, or of the next
+// whole one where the run was resumed within the first; 0 = they were reported before.
 int64_t health_report_step(const Recipe& recipe, int64_t start) {
   const int64_t pass = recipe.data_health().steps_per_pass;
   return start >= pass ? 0 : start == 0 ? pass : 2 * pass;
@@ -256,7 +266,8 @@ void report_health(const Recipe& recipe, EventLog& log, int64_t step) {
   const DataHealth health = recipe.data_health();
   log.scalars(step, "data", {{"images", double(health.images)}, {"broken_images", double(health.broken)}});
   if (health.broken > 0)
-    warning(cat(health.broken, " of ", health.images, " images cannot be read and are left out of the training"));
+    warning(
+        cat(health.broken, " of ", health.images, " images cannot be read and are left out of the training"));
 }
 
 // Sums of reported values since the last log line, kept where they were computed.
@@ -298,7 +309,8 @@ std::string brief(const Scalars& scalars) {
   std::string text;
   for (size_t i = 0; i < scalars.size() && i < 4; ++i) {
     char part[96];
-    std::snprintf(part, sizeof part, "%s%s %.4g", i == 0 ? "" : ", ", scalars[i].first.c_str(), scalars[i].second);
+    std::snprintf(part, sizeof part, "%s%s %.4g", i == 0 ? "" : ", ", scalars[i].first.c_str(),
+                  scalars[i].second);
     text += part;
   }
   return text;
@@ -317,9 +329,11 @@ void write_samples(Recipe& recipe, EventLog& log, const fs::path& out, int64_t s
 }  // namespace
 
 void check_run_folder(const fs::path& out, bool resume) {
-  if (fs::exists(out) && !fs::is_directory(out)) throw InputError(cat(out.string(), ": exists and is not a folder"));
+  if (fs::exists(out) && !fs::is_directory(out))
+    throw InputError(cat(out.string(), ": exists and is not a folder"));
   if (!resume && fs::exists(out) && !fs::is_empty(out))
-    throw InputError(cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
+    throw InputError(
+        cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
 }
 
 fs::path newest_checkpoint(const fs::path& out) {
@@ -333,9 +347,10 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
   const int64_t start = begin_run(recipe, out, resume, run_info, timings);
   EventLog log(out, start + 1);  // lines carry the number of finished steps
   if (!timings.is_null())
-    log.scalars(0, "dtype", {{"float32_seconds", timings["float32_seconds"].get<double>()},
-                             {"bfloat16_seconds", timings["bfloat16_seconds"].get<double>()},
-                             {"bfloat16", recipe.dtype() == "bfloat16" ? 1.0 : 0.0}});
+    log.scalars(0, "dtype",
+                {{"float32_seconds", timings["float32_seconds"].get<double>()},
+                 {"bfloat16_seconds", timings["bfloat16_seconds"].get<double>()},
+                 {"bfloat16", recipe.dtype() == "bfloat16" ? 1.0 : 0.0}});
   const int64_t health_due = health_report_step(recipe, start);
   Progress progress(cat("train ", recipe.name()), loop.steps, "steps", start);
   Averager averager;
@@ -362,7 +377,8 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
       for (const auto& [name, value] : scalars)
         if (!std::isfinite(value))
           throw RunError(cat("train ", recipe.name(), ": ", name, " is not finite around step ", done,
-                             "; lower the learning rate or resume from an earlier checkpoint in ", out.string()));
+                             "; lower the learning rate or resume from an earlier checkpoint in ",
+                             out.string()));
       const double now = monotonic_seconds(), seconds = now - interval_began;
       latest = brief(scalars);
       scalars.emplace_back("images_per_second", seconds > 0 ? double(images) / seconds : 0);
@@ -373,8 +389,10 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
       interval_began = now, wait_before = recipe.data_wait_seconds(), images = 0;
     }
     progress.update(done, latest);
-    if (saving || due(loop.evaluate_every, done) || due(loop.sample_every, done)) check_finite(recipe, out, done);
-    if (health_due > 0 && (done == health_due || (last && done < health_due))) report_health(recipe, log, done);
+    if (saving || due(loop.evaluate_every, done) || due(loop.sample_every, done))
+      check_finite(recipe, out, done);
+    if (health_due > 0 && (done == health_due || (last && done < health_due)))
+      report_health(recipe, log, done);
     if (stopping) {
       save_all(done);
       note(cat("stopped after step ", done, "; go on with --resume"));

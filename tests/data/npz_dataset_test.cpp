@@ -26,9 +26,11 @@ Batch make_batch(int64_t count) {
   return out;
 }
 
-void write_batch(const std::filesystem::path& path, const Batch& b, bool labels, bool deflate = false, int64_t channels = 3) {
+void write_batch(const std::filesystem::path& path, const Batch& b, bool labels, bool deflate = false,
+                 int64_t channels = 3) {
   const auto count = int64_t(b.labels.size());
-  std::vector<TensorBytes> arrays{{"arr_0", DType::kU8, {count, 4, 5, channels}, b.pixels.data(), size_t(count * 20 * channels)}};
+  std::vector<TensorBytes> arrays{
+      {"arr_0", DType::kU8, {count, 4, 5, channels}, b.pixels.data(), size_t(count * 20 * channels)}};
   if (labels) arrays.push_back({"arr_1", DType::kI64, {count}, b.labels.data(), b.labels.size() * 8});
   write_npz(path, arrays, deflate);
 }

@@ -22,12 +22,14 @@ class Eval : public ::testing::Test {
   void write_set(const std::string& name, int count, int tint, int side = 32) {
     fs::create_directories(dir_ / name);
     for (int i = 0; i < count; ++i)
-      write_png(dir_ / name / cat("i", 1000 + i, ".png"), testing::test_image(side, side, uint8_t(i * 13 + tint)));
+      write_png(dir_ / name / cat("i", 1000 + i, ".png"),
+                testing::test_image(side, side, uint8_t(i * 13 + tint)));
   }
   std::string path(const std::string& name) const { return (dir_ / name).string(); }
   std::string model() const { return testing::source_dir().string() + "/models/signs"; }
   std::string given(const std::string& a, const std::string& b) const {
-    return "eval --quiet --weights " + model() + "/measure.safetensors --images " + path(a) + " --reference " + path(b) + " ";
+    return "eval --quiet --weights " + model() + "/measure.safetensors --images " + path(a) +
+           " --reference " + path(b) + " ";
   }
   Json run(const std::string& arguments) {
     const auto outcome = adanat_run(dir_, arguments);
@@ -59,7 +61,8 @@ TEST_F(Eval, StatisticsGiveTheFiguresOfTheirImages) {
   write_set("a", 30, 0);
   write_set("b", 25, 99);
   const Json images = run(given("a", "b"));
-  run("eval --quiet --weights " + model() + "/measure.safetensors --images " + path("b") + " --save-stats " + path("b.npz"));
+  run("eval --quiet --weights " + model() + "/measure.safetensors --images " + path("b") + " --save-stats " +
+      path("b.npz"));
   const Json statistics = run(given("a", "b.npz"));
   EXPECT_EQ(statistics.at("metrics"), images.at("metrics"));
   EXPECT_EQ(statistics.at("reference_count"), 25);
@@ -71,12 +74,16 @@ TEST_F(Eval, BadInputIsOneLine) {
   write_set("a", 12, 0);
   write_set("b", 12, 50);
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--metrics kd"), 2, "1000"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--protocol nonsense"), 2, "torch-fidelity"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--protocol clean"), 2, "Inception weights"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, given("a", "b") + "--protocol nonsense"), 2, "torch-fidelity"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, given("a", "b") + "--protocol clean"), 2, "Inception weights"));
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--metrics sfid"), 2, "sfid"));
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--plot x.png"), 2, "--compare"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, "eval --images " + path("a") + " --protocol adm --weights x.pth"), 2, "--reference"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--save-stats " + path("none/x.npz")), 2, "none"));
+  EXPECT_TRUE(is_one_line_error(
+      adanat_run(dir_, "eval --images " + path("a") + " --protocol adm --weights x.pth"), 2, "--reference"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, given("a", "b") + "--save-stats " + path("none/x.npz")), 2, "none"));
   write_file_atomic(dir_ / "a" / "i1005.png", "broken");
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b")), 2, "i1005.png"));
   const Json j = run(given("a", "b") + "--skip-broken");
@@ -87,8 +94,8 @@ TEST_F(Eval, BadInputIsOneLine) {
 // A run that was stopped in the middle goes on from its features and ends with the digits of an unbroken one.
 TEST_F(Eval, AStoppedRunGoesOnToTheSameDigits) {
   write_set("b", 30, 99);
-  const std::string command = "eval --quiet -m " + model() + " --count 64 -b 4 --steps 3 --reference " + path("b") +
-                              " --metrics fd,cs,pr --labels random --cache ";
+  const std::string command = "eval --quiet -m " + model() + " --count 64 -b 4 --steps 3 --reference " +
+                              path("b") + " --metrics fd,cs,pr --labels random --cache ";
   const Json whole = run(command + path("cache-a"));
   const std::string stopped = testing::binary() + " " + command + path("cache-b") + " >/dev/null 2>&1";
   const pid_t child = fork();
@@ -98,7 +105,8 @@ TEST_F(Eval, AStoppedRunGoesOnToTheSameDigits) {
     _exit(127);
   }
   // The entry appears when generating begins; half a second later some batches are done and many are not.
-  for (int i = 0; i < 1200 && !fs::exists(dir_ / "cache-b"); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  for (int i = 0; i < 1200 && !fs::exists(dir_ / "cache-b"); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   kill(child, SIGTERM);
   int raw = 0;
@@ -107,24 +115,27 @@ TEST_F(Eval, AStoppedRunGoesOnToTheSameDigits) {
   Json resumed = run(command + path("cache-b"));
   EXPECT_EQ(resumed.dump(), whole.dump());
   // And a third time wholly from the cache, for another metric.
-  const auto again = adanat_run(dir_, "eval -m " + model() + " --count 64 -b 4 --steps 3 --reference " + path("b") +
-                                          " --metrics fd --labels random --cache " + path("cache-b"));
+  const auto again =
+      adanat_run(dir_, "eval -m " + model() + " --count 64 -b 4 --steps 3 --reference " + path("b") +
+                           " --metrics fd --labels random --cache " + path("cache-b"));
   EXPECT_NE(again.err.find("features of 64 images come from the cache"), std::string::npos) << again.err;
   EXPECT_EQ(Json::parse(again.out).at("metrics").at("fd"), whole.at("metrics").at("fd"));
 }
 
 TEST_F(Eval, RepeatsCompareAndPlot) {
   write_set("b", 20, 99);
-  const std::string command = "eval --quiet -m " + model() + " --count 12 --reference " + path("b") + " --cache none ";
+  const std::string command =
+      "eval --quiet -m " + model() + " --count 12 --reference " + path("b") + " --cache none ";
   const Json two = run(command + "--steps 2 --repeats 2");
   const Json& fd = two.at("metrics").at("fd");
   ASSERT_EQ(fd.at("values").size(), 2u);
-  EXPECT_NEAR(fd.at("value").get<double>(), (fd.at("values")[0].get<double>() + fd.at("values")[1].get<double>()) / 2, 1e-12);
+  EXPECT_NEAR(fd.at("value").get<double>(),
+              (fd.at("values")[0].get<double>() + fd.at("values")[1].get<double>()) / 2, 1e-12);
   write_file_atomic(dir_ / "2.json", two.dump());
   write_file_atomic(dir_ / "1.json", run(command + "--steps 1").dump());
   write_file_atomic(dir_ / "other.json", run(given("b", "b")).dump());
-  const auto table = adanat_run(dir_, "eval --compare " + path("2.json") + " " + path("1.json") + " " + path("other.json") + " --plot " +
-                                          path("x.png"));
+  const auto table = adanat_run(dir_, "eval --compare " + path("2.json") + " " + path("1.json") + " " +
+                                          path("other.json") + " --plot " + path("x.png"));
   ASSERT_EQ(table.status, 0) << table.err;
   EXPECT_NE(table.out.find("NO: other count"), std::string::npos) << table.out;
   EXPECT_NE(table.err.find("not in the plot"), std::string::npos);

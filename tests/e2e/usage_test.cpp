@@ -1,4 +1,5 @@
-// The command line at its edges, on a bundled model: signals, outputs, numbers, names. Nothing is trained here.
+// The command line at its edges, on a bundled model: signals, outputs, numbers, names. Nothing is trained
+// here.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -20,12 +21,15 @@ using testing::Outcome;
 using testing::TempDir;
 namespace fs = std::filesystem;
 
-std::string model() { return (testing::source_dir() / "models/mnist").string(); }
+std::string model() {
+  return (testing::source_dir() / "models/mnist").string();
+}
 
-// As adanat_run, but sends `signal` once `ready()`; waits two minutes at most for that. Seconds from the signal to the end
-// go to `seconds`.
+// As adanat_run, but sends `signal` once `ready()`; waits two minutes at most for that. Seconds from the
+// signal to the end go to `seconds`.
 template <class Ready>
-Outcome adanat_stop(const TempDir& dir, const std::string& arguments, int signal, Ready ready, double* seconds) {
+Outcome adanat_stop(const TempDir& dir, const std::string& arguments, int signal, Ready ready,
+                    double* seconds) {
   const std::string out = (dir / "stdout").string(), err = (dir / "stderr").string();
   const std::string command = "exec " + testing::binary() + " " + arguments + " >" + out + " 2>" + err;
   const pid_t child = fork();
@@ -60,9 +64,11 @@ TEST(Signals, AreHeardWithinABatch) {
   const std::string d = dir.path().string();
   double seconds = 0;
   // One batch of a thousand steps takes minutes; the note about the schedule comes after the handlers stand.
-  const auto stopped = adanat_stop(dir, "generate -m " + model() + " -n 64 -b 64 --steps 1000 -o " + d + "/x.png --save-tokens " +
-                                            d + "/x.safetensors --trace " + d + "/x.json",
-                                   SIGTERM, [&] { return holds(dir / "stderr", "cosine"); }, &seconds);
+  const auto stopped = adanat_stop(
+      dir,
+      "generate -m " + model() + " -n 64 -b 64 --steps 1000 -o " + d + "/x.png --save-tokens " + d +
+          "/x.safetensors --trace " + d + "/x.json",
+      SIGTERM, [&] { return holds(dir / "stderr", "cosine"); }, &seconds);
   EXPECT_EQ(stopped.status, 143) << stopped.err;
   EXPECT_LT(seconds, 20);  // a step takes under a second; the rest is for a busy machine
   EXPECT_NE(stopped.err.find("warning: stopped after 0 of 64 images\n"), std::string::npos) << stopped.err;
@@ -75,15 +81,18 @@ TEST(Signals, KeepWhatIsFinished) {
   const TempDir dir;
   const std::string d = dir.path().string();
   double seconds = 0;
-  const auto stopped = adanat_stop(dir, "generate --json -m " + model() + " -n 5000 -b 4 --steps 2 --grid 50x100 -o " + d +
-                                            "/x.png --save-tokens " + d + "/x.safetensors --trace " + d + "/x.json --preview " +
-                                            d + "/preview",
-                                   SIGINT, [&] { return fs::exists(dir / "preview/00007-step02.png"); }, &seconds);
+  const auto stopped = adanat_stop(
+      dir,
+      "generate --json -m " + model() + " -n 5000 -b 4 --steps 2 --grid 50x100 -o " + d +
+          "/x.png --save-tokens " + d + "/x.safetensors --trace " + d + "/x.json --preview " + d + "/preview",
+      SIGINT, [&] { return fs::exists(dir / "preview/00007-step02.png"); }, &seconds);
   EXPECT_EQ(stopped.status, 130) << stopped.err;
   const int64_t done = Json::parse(stopped.out).at("count");
   EXPECT_GE(done, 8);
   EXPECT_LT(done, 5000);
-  EXPECT_NE(stopped.err.find(cat("stopped after ", done, " of 5000 images, which are written: ")), std::string::npos) << stopped.err;
+  EXPECT_NE(stopped.err.find(cat("stopped after ", done, " of 5000 images, which are written: ")),
+            std::string::npos)
+      << stopped.err;
   const Image grid = read_image(dir / "x.png");
   EXPECT_EQ(grid.width, 100 * 30 - 2);
   EXPECT_EQ(grid.height, 50 * 30 - 2);
@@ -99,20 +108,24 @@ TEST(Signals, KeepWhatIsFinished) {
 TEST(Signals, LeaveWholeFiles) {
   const TempDir dir;
   double seconds = 0;
-  const auto stopped = adanat_stop(dir, "generate --quiet -m " + model() + " -n 100000 -b 8 --steps 2 -o " + dir.path().string() + "/many/",
-                                   SIGTERM, [&] { return fs::exists(dir / "many/00003.png"); }, &seconds);
+  const auto stopped = adanat_stop(
+      dir,
+      "generate --quiet -m " + model() + " -n 100000 -b 8 --steps 2 -o " + dir.path().string() + "/many/",
+      SIGTERM, [&] { return fs::exists(dir / "many/00003.png"); }, &seconds);
   EXPECT_EQ(stopped.status, 143) << stopped.err;
   int64_t files = 0;
   for (const auto& entry : fs::directory_iterator(dir / "many")) {
     EXPECT_EQ(read_image(entry.path()).width, 28);
     ++files;
   }
-  EXPECT_NE(stopped.err.find(cat("stopped after ", files, " of 100000 images")), std::string::npos) << stopped.err << files;
+  EXPECT_NE(stopped.err.find(cat("stopped after ", files, " of 100000 images")), std::string::npos)
+      << stopped.err << files;
 }
 
 TEST(Usage, IsCheckedBeforeTheWork) {
   const TempDir dir;
-  const std::string d = dir.path().string(), base = "generate -m " + model() + " ", g = base + "-o " + d + "/x.png ";
+  const std::string d = dir.path().string(), base = "generate -m " + model() + " ",
+                    g = base + "-o " + d + "/x.png ";
   const auto expect = [&](const std::string& arguments, const std::string& part) {
     EXPECT_TRUE(is_one_line_error(adanat_run(dir, arguments), 2, part)) << arguments;
   };
@@ -122,7 +135,8 @@ TEST(Usage, IsCheckedBeforeTheWork) {
   expect(g + "-n ''", "--count");
   expect(g + "-c 0,", "--class 0,: has an empty item");
   expect(g + "-c ,0", "--class ,0: has an empty item");
-  for (const char* flag : {"--class", "--schedule", "--grid", "--trace", "--save-tokens", "--preview", "--guidance-curve", "--device"})
+  for (const char* flag : {"--class", "--schedule", "--grid", "--trace", "--save-tokens", "--preview",
+                           "--guidance-curve", "--device"})
     expect(g + flag + " ''", std::string(flag) + ": must not be empty");
   expect(base + "-o ''", "--output: must not be empty");
   expect(base + "-o " + d + "/%d", "must end in .png");
@@ -145,7 +159,8 @@ TEST(Usage, IsCheckedBeforeTheWork) {
 
 TEST(Usage, NumbersAreDecimal) {
   const TempDir dir;
-  const auto made = adanat_run(dir, "generate --quiet --json -m " + model() + " --steps 1 -s 010 -n +2 -o " + dir.path().string() + "/x.png");
+  const auto made = adanat_run(dir, "generate --quiet --json -m " + model() + " --steps 1 -s 010 -n +2 -o " +
+                                        dir.path().string() + "/x.png");
   ASSERT_EQ(made.status, 0) << made.err;
   EXPECT_EQ(Json::parse(made.out).at("seed"), 10);
   EXPECT_EQ(Json::parse(made.out).at("count"), 2);
@@ -153,9 +168,13 @@ TEST(Usage, NumbersAreDecimal) {
 
 TEST(Usage, AFullDiskIsStatusOne) {
   const TempDir dir;
-  const auto listed = adanat_run(dir, "--version; (" + testing::binary() + " info " + model() + " >/dev/full)");
+  const auto listed =
+      adanat_run(dir, "--version; (" + testing::binary() + " info " + model() + " >/dev/full)");
   EXPECT_TRUE(is_one_line_error(listed, 1, "standard output cannot be written"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(dir, "generate --quiet -m " + model() + " --steps 1 --trace /dev/full -o " + dir.path().string() + "/x.png"), 1, "no space left"));
+  EXPECT_TRUE(is_one_line_error(
+      adanat_run(dir, "generate --quiet -m " + model() + " --steps 1 --trace /dev/full -o " +
+                          dir.path().string() + "/x.png"),
+      1, "no space left"));
 }
 
 TEST(Usage, AConfigThatContradictsItsWeightsIsExplained) {
@@ -165,8 +184,9 @@ TEST(Usage, AConfigThatContradictsItsWeightsIsExplained) {
   j["generator"]["width"] = 65536;
   j["generator"]["heads"] = 1;
   std::ofstream(dir / "m/config.json") << j;
-  EXPECT_TRUE(is_one_line_error(adanat_run(dir, "generate -m " + (dir / "m").string() + " -o " + (dir / "x.png").string()), 2,
-                                "generator.safetensors: "));
+  EXPECT_TRUE(is_one_line_error(
+      adanat_run(dir, "generate -m " + (dir / "m").string() + " -o " + (dir / "x.png").string()), 2,
+      "generator.safetensors: "));
 }
 
 }  // namespace

@@ -7,8 +7,8 @@
 #include <ATen/ops/full.h>
 
 #include "core/base/log.h"
-#include "core/io/atomic_file.h"
 #include "core/features/feature_net.h"
+#include "core/io/atomic_file.h"
 #include "core/train/trainer.h"
 #include "support/support.h"
 
@@ -36,7 +36,8 @@ class Shapes : public ImageDataset {
       return int((state >> 33) % bound);
     };
     const int wide = i % 3 == 0 ? 2 : i % 3 == 1 ? 10 : 5, high = i % 3 == 0 ? 10 : i % 3 == 1 ? 2 : 5;
-    const int left = next(uint64_t(17 - wide)), top = next(uint64_t(17 - high)), red = 120 + next(120), blue = next(255);
+    const int left = next(uint64_t(17 - wide)), top = next(uint64_t(17 - high)), red = 120 + next(120),
+              blue = next(255);
     for (int y = top; y < top + high; ++y)
       for (int x = left; x < left + wide; ++x) {
         out.rgb[size_t((y * 16 + x) * 3)] = uint8_t(red);
@@ -56,8 +57,10 @@ ClassifierTrainConfig toy_config(int64_t steps) {
   config.batch_size = 12;
   config.dtype = "float32";
   config.label_smoothing = 0.05;
-  config.model = {.image_size = 16, .widths = {8, 12}, .blocks = {1, 1}, .activation = "relu", .dropout = 0.2};
-  config.augmentation = {.flip = true, .shift = 1.5, .rotate = 5, .scale = 0.1, .brightness = 0.2, .contrast = 0.2, .erase = 3};
+  config.model = {
+      .image_size = 16, .widths = {8, 12}, .blocks = {1, 1}, .activation = "relu", .dropout = 0.2};
+  config.augmentation = {
+      .flip = true, .shift = 1.5, .rotate = 5, .scale = 0.1, .brightness = 0.2, .contrast = 0.2, .erase = 3};
   config.optimizer = {.learning_rate = 5e-3, .weight_decay = 0.01, .beta1 = 0.9, .beta2 = 0.99, .warmup = 3};
   config.optimizer.accumulate = 2;
   config.ema = {.decay = 0.9};
@@ -165,7 +168,8 @@ class OtherNames : public Shapes {
 TEST_F(ClassifierRecipe, ResumesOnTheSameImagesOnly) {
   run_training(*make(toy_config(3)), dir_ / "out", false);
   const auto resume = [&](std::shared_ptr<const ImageDataset> data) {
-    const auto recipe = make_classifier_recipe(toy_config(4), std::move(data), nullptr, {.seed = 3, .finish_model = {}});
+    const auto recipe =
+        make_classifier_recipe(toy_config(4), std::move(data), nullptr, {.seed = 3, .finish_model = {}});
     try {
       run_training(*recipe, dir_ / "out", true);
     } catch (const InputError& e) {
@@ -218,8 +222,9 @@ TEST_F(ClassifierRecipe, RefusesWhatDoesNotFit) {
   config.model.classes = 4;
   EXPECT_THROW(make(config), InputError);
   config = toy_config(5);
-  EXPECT_THROW(make_classifier_recipe(config, std::make_shared<Shapes>(60, 1), std::make_shared<Shapes>(60, 1, 4), {}),
-               InputError);
+  EXPECT_THROW(
+      make_classifier_recipe(config, std::make_shared<Shapes>(60, 1), std::make_shared<Shapes>(60, 1, 4), {}),
+      InputError);
   config.batch_size = 61;
   EXPECT_THROW(make(config), InputError) << "fewer images than a batch";
   config = toy_config(5);
@@ -230,7 +235,8 @@ TEST_F(ClassifierRecipe, RefusesWhatDoesNotFit) {
 }
 
 TEST(Augment, DependsOnSeedStepAndRowAlone) {
-  const AugmentationConfig config{.shift = 2, .rotate = 10, .scale = 0.2, .brightness = 0.3, .contrast = 0.3, .erase = 6};
+  const AugmentationConfig config{
+      .shift = 2, .rotate = 10, .scale = 0.2, .brightness = 0.3, .contrast = 0.3, .erase = 6};
   const at::Tensor images = testing::input_u("augment", {6, 3, 16, 16});
   const at::Tensor whole = augment(images, config, 5, 9, 0);
   EXPECT_CLOSE(augment(images.narrow(0, 2, 3), config, 5, 9, 2), whole.narrow(0, 2, 3), 1e-6);
@@ -256,7 +262,8 @@ TEST(Augment, StaysInItsRange) {
   EXPECT_LE(widest, 3.01);
   EXPECT_GT(widest, 2.5);
   EXPECT_NEAR(mean, 0, 0.5);
-  const at::Tensor light = augment(at::full({200, 3, 8, 8}, 0.5), {.brightness = 0.4}, 1, 0, 0).mean({1, 2, 3});
+  const at::Tensor light =
+      augment(at::full({200, 3, 8, 8}, 0.5), {.brightness = 0.4}, 1, 0, 0).mean({1, 2, 3});
   EXPECT_GE(light.min().item<double>(), 0.5 * 0.6 - 1e-6);
   EXPECT_LE(light.max().item<double>(), 0.5 * 1.4 + 1e-6);
   EXPECT_GT(light.std().item<double>(), 0.08);
@@ -286,7 +293,8 @@ TEST(ShippedConfigs, AreValidAndTheTwoRolesDiffer) {
       EXPECT_EQ(config.role, role) << file;
       EXPECT_EQ(config_from_json<ClassifierTrainConfig>(config_to_json(config), file), config);
       const bool mirrors = std::string(data) == "cifar10";
-      EXPECT_EQ(config.augmentation.flip, mirrors) << file << ": left and right mean something in digits and signs";
+      EXPECT_EQ(config.augmentation.flip, mirrors)
+          << file << ": left and right mean something in digits and signs";
       return config;
     };
     const ClassifierTrainConfig features = read("features"), measure = read("measure");

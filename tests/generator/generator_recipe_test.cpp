@@ -98,7 +98,8 @@ TEST(GeneratorRecipe, WeightsThatDoNotFitTheirTypeAreNotWritten) {
 }
 
 TEST(GeneratorRecipe, MaskLawsHaveBounds) {
-  for (double GeneratorTrainConfig::*key : {&GeneratorTrainConfig::mask_alpha, &GeneratorTrainConfig::mask_beta})
+  for (double GeneratorTrainConfig::*key :
+       {&GeneratorTrainConfig::mask_alpha, &GeneratorTrainConfig::mask_beta})
     for (const double value : {0.0, 1001.0, 1e30}) {
       GeneratorTrainConfig config = small_config(1);
       config.*key = value;

@@ -1,5 +1,5 @@
-// Archives as numpy 2.4 writes them (a = arange(3), b = asfortranarray([[1., 2.], [3., 4.]])), in hex: their local headers
-// carry zip64 fields and sizes of 0xFFFFFFFF.
+// Archives as numpy 2.4 writes them (a = arange(3), b = asfortranarray([[1., 2.], [3., 4.]])), in hex: their
+// local headers carry zip64 fields and sizes of 0xFFFFFFFF.
 #pragma once
 
 namespace adanat::testing {

@@ -14,7 +14,8 @@ namespace {
 size_t pixels_near(const Image& image, int r, int g, int b) {
   size_t count = 0;
   for (size_t p = 0; p < image.rgb.size(); p += 3)
-    count += std::abs(image.rgb[p] - r) < 12 && std::abs(image.rgb[p + 1] - g) < 12 && std::abs(image.rgb[p + 2] - b) < 12;
+    count += std::abs(image.rgb[p] - r) < 12 && std::abs(image.rgb[p + 1] - g) < 12 &&
+             std::abs(image.rgb[p + 2] - b) < 12;
   return count;
 }
 
@@ -40,7 +41,8 @@ TEST(AxisTicks, RoundNumbersThatCoverTheRange) {
 
 TEST(Plot, DrawsEverySeriesWhereItsPointsAre) {
   const std::vector<PlotSeries> series{{"a", {0, 10}, {0, 0}, {}, {}}, {"b", {0, 10}, {10, 10}, {}, {}}};
-  const Image image = draw_plot(series, {.title = "t", .x_label = "x", .y_label = "y", .width = 400, .height = 300});
+  const Image image =
+      draw_plot(series, {.title = "t", .x_label = "x", .y_label = "y", .width = 400, .height = 300});
   ASSERT_EQ(image.width, 400);
   ASSERT_EQ(image.height, 300);
   const auto row_of = [&](int r, int g, int b) {  // the mean row of a colour
@@ -62,13 +64,15 @@ TEST(Plot, BandsGapsAndSinglePoints) {
   PlotSeries s{"", {1, 2, 3, 4}, {1, NAN, 3, 2}, {}, {}};
   const size_t without = pixels_near(draw_plot({s}, {}), 0, 114, 178);
   s.y[1] = 2;
-  EXPECT_GT(pixels_near(draw_plot({s}, {}), 0, 114, 178), without) << "a point that is not finite breaks the line";
+  EXPECT_GT(pixels_near(draw_plot({s}, {}), 0, 114, 178), without)
+      << "a point that is not finite breaks the line";
   s.low = {0, 1, 2, 1}, s.high = {2, 3, 4, 3};
   EXPECT_GT(pixels_near(draw_plot({s}, {}), 209, 230, 241), 5000u) << "the tint of the band";
   EXPECT_GT(pixels_near(draw_plot({{"one", {5}, {7}, {}, {}}}, {}), 0, 114, 178), 20u);
   std::vector<PlotSeries> many;
   for (int i = 0; i < 20; ++i) many.push_back({std::string(60, 'w'), {0, 1}, {double(i), 1e300}, {}, {}});
-  EXPECT_EQ(draw_plot(many, {.width = 320, .height = 240}).rgb.size(), 320u * 240 * 3) << "a legend that leaves the picture";
+  EXPECT_EQ(draw_plot(many, {.width = 320, .height = 240}).rgb.size(), 320u * 240 * 3)
+      << "a legend that leaves the picture";
 }
 
 TEST(Plot, Errors) {

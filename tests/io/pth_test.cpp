@@ -264,8 +264,9 @@ TEST_F(PickleTest, TensorsAreCheckedAgainstTheirStorage) {
           {"too large"});
   // Terabytes from 24 bytes: allowed to exist, not to be copied unseen.
   const std::string many = number(1 << 20);
-  EXPECT_EQ(open(tensor("FloatStorage", 6, 0, many + many + "\x86", std::string("K\0K\0\x86", 5))).copied_bytes(),
-            uint64_t{4} << 40);
+  EXPECT_EQ(
+      open(tensor("FloatStorage", 6, 0, many + many + "\x86", std::string("K\0K\0\x86", 5))).copied_bytes(),
+      uint64_t{4} << 40);
   refused(tensor("ComplexFloatStorage", 3, 0, "K\x03\x85", "K\x01\x85"), {"torch.ComplexFloatStorage"});
 }
 

@@ -33,8 +33,8 @@ Protocol small_protocol(const std::string& name) {
   return p;
 }
 
-MeasuredSet measured(const Protocol& p, const MetricSet& metrics, const at::Tensor& pool, const at::Tensor& logits, int64_t batch,
-                     bool known_count = true) {
+MeasuredSet measured(const Protocol& p, const MetricSet& metrics, const at::Tensor& pool,
+                     const at::Tensor& logits, int64_t batch, bool known_count = true) {
   MeasuredSet set(p, metrics, known_count ? pool.size(0) : -1);
   for (int64_t i = 0; i < pool.size(0); i += batch) {
     const int64_t end = std::min(pool.size(0), i + batch);
@@ -52,7 +52,8 @@ double value(const std::vector<Figure>& figures, const std::string& name) {
 
 TEST(Protocols, AreSixDistinctValuesThatSurviveJson) {
   const auto names = protocol_names();
-  EXPECT_EQ(names, (std::vector<std::string>{"adm", "torch-fidelity", "pytorch-fid", "clean", "adanat", "classifier"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"adm", "torch-fidelity", "pytorch-fid", "clean", "adanat",
+                                             "classifier"}));
   for (const auto& name : names) {
     const Protocol p = protocol_by_name(name);
     EXPECT_NO_THROW(p.validate());
@@ -80,14 +81,16 @@ TEST(Metrics, NamesByProtocol) {
 
 TEST(MeasuredSet, BatchesAndUnknownCountsChangeNoDigit) {
   at::manual_seed(1);
-  const at::Tensor pool = at::randn({90, 6}), logits = at::randn({90, 5}) * 2, other = at::randn({70, 6}) + 0.3;
+  const at::Tensor pool = at::randn({90, 6}), logits = at::randn({90, 5}) * 2,
+                   other = at::randn({70, 6}) + 0.3;
   for (const char* name : {"adm", "torch-fidelity", "classifier"}) {
     const Protocol p = small_protocol(name);
     const bool classifier = p.network == "classifier";
     const MetricSet metrics{.frechet = true, .kernel = true, .score = true, .manifold = true};
     const MeasuredSet reference = measured(p, metrics, other, logits.narrow(0, 0, 70), 70);
     const auto a = compare_sets(measured(p, metrics, pool, logits, 90), "a", reference, "b", p, metrics);
-    const auto b = compare_sets(measured(p, metrics, pool, logits, 7, /*known_count=*/false), "a", reference, "b", p, metrics);
+    const auto b = compare_sets(measured(p, metrics, pool, logits, 7, /*known_count=*/false), "a", reference,
+                                "b", p, metrics);
     ASSERT_EQ(a.size(), 8u);
     for (size_t i = 0; i < a.size(); ++i) {
       EXPECT_EQ(a[i].name, b[i].name);
@@ -161,15 +164,20 @@ TEST(StatisticsFiles, RoundTripAndServeAsReference) {
   const MeasuredSet b = measured(p, {.frechet = true}, other, at::zeros({40, 2}), 40);
   EXPECT_EQ(value(compare_sets(b, "b", reference, "a.npz", p, {.frechet = true}), "fid"),
             value(compare_sets(b, "b", a, "a", p, {.frechet = true}), "fid"));
-  expect_input_error([&] { compare_sets(b, "b", reference, "a.npz", p, {.manifold = true}); }, {"pr", "a.npz", "statistics only"});
-  const MeasuredSet narrow = measured(p, {.frechet = true}, other.narrow(1, 0, 5).contiguous(), at::zeros({40, 2}), 40);
-  expect_input_error([&] { compare_sets(narrow, "b", reference, "a.npz", p, {.frechet = true}); }, {"a.npz", "6 dimensions", "5"});
+  expect_input_error([&] { compare_sets(b, "b", reference, "a.npz", p, {.manifold = true}); },
+                     {"pr", "a.npz", "statistics only"});
+  const MeasuredSet narrow =
+      measured(p, {.frechet = true}, other.narrow(1, 0, 5).contiguous(), at::zeros({40, 2}), 40);
+  expect_input_error([&] { compare_sets(narrow, "b", reference, "a.npz", p, {.frechet = true}); },
+                     {"a.npz", "6 dimensions", "5"});
 }
 
 TEST(StatisticsFiles, Errors) {
   const testing::TempDir dir;
   const double mu[2] = {1, 2}, bad[4] = {1, 2, -2, 1}, sigma[4] = {1, 0, 0, 1}, nan[2] = {1, NAN};
-  const auto write = [&](const char* name, std::vector<TensorBytes> arrays) { write_npz(dir / name, arrays); };
+  const auto write = [&](const char* name, std::vector<TensorBytes> arrays) {
+    write_npz(dir / name, arrays);
+  };
   write("lone.npz", {{"mu", DType::kF64, {2}, mu, 16}});
   expect_input_error([&] { read_statistics(dir / "lone.npz"); }, {"lone.npz", "sigma"});
   write("skew.npz", {{"mu", DType::kF64, {2}, mu, 16}, {"sigma", DType::kF64, {2, 2}, bad, 32}});
@@ -185,7 +193,9 @@ TEST(StatisticsFiles, Errors) {
   expect_input_error([&] { read_statistics(dir / "neg.npz"); }, {"neg.npz", "sigma", "negative"});
 }
 
-FeatureRows rows(int64_t n, double seed) { return {at::full({n, 3}, seed), at::full({n, 2}, -seed), {}}; }
+FeatureRows rows(int64_t n, double seed) {
+  return {at::full({n, 3}, seed), at::full({n, 2}, -seed), {}};
+}
 
 TEST(FeatureCache, GivesBackWhatWasAddedAndStopsAtDamage) {
   const testing::TempDir dir;
@@ -211,7 +221,8 @@ TEST(FeatureCache, GivesBackWhatWasAddedAndStopsAtDamage) {
   EXPECT_TRUE(FeatureCache(dir.path(), Json{{"model", "b"}}).load().empty()) << "another key";
   EXPECT_TRUE(FeatureCache({}, key).load().empty()) << "no cache";
   for (const auto& file : fs::recursive_directory_iterator(dir.path()))
-    if (file.path().filename() == "rows-0000000006.safetensors") std::ofstream(file.path(), std::ios::trunc) << "torn";
+    if (file.path().filename() == "rows-0000000006.safetensors")
+      std::ofstream(file.path(), std::ios::trunc) << "torn";
   EXPECT_EQ(FeatureCache(dir.path(), key).load().size(), 2u);
 }
 
@@ -268,7 +279,8 @@ TEST(ImageBatches, BrokenImagesStopOrAreCounted) {
   expect_input_error([&] { strict.next(); }, {"i4.png", "--skip-broken"});
   ImageBatches lenient(*data, {.batch_size = 4, .skip_broken = true});
   std::vector<int64_t> items;
-  while (const auto batch = lenient.next()) items.insert(items.end(), batch->items.begin(), batch->items.end());
+  while (const auto batch = lenient.next())
+    items.insert(items.end(), batch->items.begin(), batch->items.end());
   EXPECT_EQ(items, (std::vector<int64_t>{0, 1, 2, 3, 5, 6, 7, 8}));
   EXPECT_EQ(lenient.skipped(), 1);
   for (int i = 0; i < 9; ++i) write_file_atomic(dir / "a" / cat("i", i, ".png"), "no image");
@@ -277,7 +289,11 @@ TEST(ImageBatches, BrokenImagesStopOrAreCounted) {
 }
 
 Json result(const std::string& protocol, int64_t count, int steps, double fid, double deviation = 0) {
-  Json j{{"protocol", protocol}, {"count", count}, {"reference_count", 100}, {"weights_sha256", "0123456789"}, {"seed", 42}};
+  Json j{{"protocol", protocol},
+         {"count", count},
+         {"reference_count", 100},
+         {"weights_sha256", "0123456789"},
+         {"seed", 42}};
   j["metrics"]["fid"]["value"] = fid;
   if (deviation > 0) j["metrics"]["fid"]["std"] = deviation, j["metrics"]["fid"]["values"] = {fid};
   j["schedule"] = "cosine", j["steps"] = steps, j["model"] = "m", j["reference"] = "r";
@@ -305,8 +321,8 @@ TEST(Comparison, MarksWhatMayNotBeCompared) {
 }
 
 TEST(Comparison, CurvesOverSteps) {
-  const std::vector<EvalResult> results{{"a", result("adm", 10, 8, 5)}, {"b", result("adm", 10, 4, 6, 0.5)},
-                                        {"c", result("clean", 10, 2, 7)}};
+  const std::vector<EvalResult> results{
+      {"a", result("adm", 10, 8, 5)}, {"b", result("adm", 10, 4, 6, 0.5)}, {"c", result("clean", 10, 2, 7)}};
   const StepCurves curves = step_curves(results, "");
   EXPECT_EQ(curves.metric, "fid");
   ASSERT_EQ(curves.series.size(), 1u);
@@ -336,9 +352,11 @@ TEST(GenerationClasses, ByPolicy) {
   std::vector<int> counts(10, 0);
   for (const int64_t c : random) ++counts.at(size_t(c));
   for (const int n : counts) EXPECT_NEAR(n, 2000, 5 * std::sqrt(2000 * 0.9));  // five deviations
-  EXPECT_EQ(std::vector(random.begin(), random.begin() + 100), generation_classes("random", 100, 1, config, nullptr));
+  EXPECT_EQ(std::vector(random.begin(), random.begin() + 100),
+            generation_classes("random", 100, 1, config, nullptr));
   EXPECT_NE(random, generation_classes("random", 20000, 2, config, nullptr));
-  EXPECT_EQ(generation_classes("reference", 25, 1, config, nullptr), balanced) << "without a reference: in turn";
+  EXPECT_EQ(generation_classes("reference", 25, 1, config, nullptr), balanced)
+      << "without a reference: in turn";
 }
 
 }  // namespace

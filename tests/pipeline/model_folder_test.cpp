@@ -19,12 +19,19 @@ namespace fs = std::filesystem;
 void write_small_model(const fs::path& folder) {
   fs::create_directories(folder);
   TokenizerConfig tokenizer_config;
-  tokenizer_config.image_size = 16, tokenizer_config.channels = 8, tokenizer_config.channel_multipliers = {1, 1, 1};
+  tokenizer_config.image_size = 16, tokenizer_config.channels = 8,
+  tokenizer_config.channel_multipliers = {1, 1, 1};
   tokenizer_config.residual_blocks = 1, tokenizer_config.latent_channels = 4, tokenizer_config.codes = 32;
   Tokenizer tokenizer(tokenizer_config);
   save_tokenizer(folder / "tokenizer.safetensors", *tokenizer);
-  const GeneratorConfig config{.width = 32, .depth = 2, .heads = 2, .codes = 32, .grid_height = 4, .grid_width = 4,
-                               .condition = "class", .classes = 3};
+  const GeneratorConfig config{.width = 32,
+                               .depth = 2,
+                               .heads = 2,
+                               .codes = 32,
+                               .grid_height = 4,
+                               .grid_width = 4,
+                               .condition = "class",
+                               .classes = 3};
   Generator generator(config);
   write_generator(folder / "generator.safetensors", config, module_state(*generator));
   ModelConfig model;
@@ -100,7 +107,8 @@ TEST(Pipeline, NamesAFlippedBit) {
     std::string bytes = read_file(file);
     bytes[bytes.size() - 100] ^= 4;
     write_file_atomic(file, bytes);
-    EXPECT_NE(opening_error(dir / "m").find(file.string() + ": has hash "), std::string::npos) << opening_error(dir / "m");
+    EXPECT_NE(opening_error(dir / "m").find(file.string() + ": has hash "), std::string::npos)
+        << opening_error(dir / "m");
   }
 }
 
@@ -109,7 +117,8 @@ TEST(Pipeline, NamesAWeightThatIsNoNumber) {
     const testing::TempDir dir;
     write_small_model(dir / "m");
     change_weight(dir / "m", "generator.safetensors", "mid_block.mlp.fc1.weight", bad, true);
-    EXPECT_NE(opening_error(dir / "m").find("generator.safetensors: mid_block.mlp.fc1.weight holds NaN"), std::string::npos)
+    EXPECT_NE(opening_error(dir / "m").find("generator.safetensors: mid_block.mlp.fc1.weight holds NaN"),
+              std::string::npos)
         << opening_error(dir / "m");
   }
 }
@@ -130,22 +139,26 @@ TEST(Pipeline, NamesTheFolderWhoseLogitsAreNoNumbers) {
   }
 }
 
-// Terabytes by the config, kilobytes in the files: refused from the files' headers. (Were the module built first, this test
-// would end in std::bad_alloc or take minutes.)
+// Terabytes by the config, kilobytes in the files: refused from the files' headers. (Were the module built
+// first, this test would end in std::bad_alloc or take minutes.)
 TEST(Pipeline, RefusesAHugeConfigAtOnce) {
   for (const char* part : {"generator", "tokenizer"}) {
     const testing::TempDir dir;
     write_small_model(dir / "m");
     const std::string config = (dir / "m/config.json").string();
     Json j = read_json_file(config);
-    if (part == std::string("generator")) j[part]["width"] = 65536, j[part]["depth"] = 1024;
-    else j[part]["channels"] = 4096, j[part]["residual_blocks"] = 64;
+    if (part == std::string("generator"))
+      j[part]["width"] = 65536, j[part]["depth"] = 1024;
+    else
+      j[part]["channels"] = 4096, j[part]["residual_blocks"] = 64;
     write_file_atomic(config, j.dump());
     const std::string error = opening_error(dir / "m");
     EXPECT_NE(error.find(std::string(part) + ".safetensors: lacks the tensors "), std::string::npos) << error;
     j = read_json_file(config);
-    if (part == std::string("generator")) j[part]["depth"] = 2;
-    else j[part]["residual_blocks"] = 1;
+    if (part == std::string("generator"))
+      j[part]["depth"] = 2;
+    else
+      j[part]["residual_blocks"] = 1;
     write_file_atomic(config, j.dump());
     EXPECT_NE(opening_error(dir / "m").find(" has shape ["), std::string::npos) << opening_error(dir / "m");
   }

@@ -55,7 +55,8 @@ class Brightness : public Reward {
     EXPECT_EQ(fake.size(0), conditions.size(0));
     weight_ += 1;
     fakes.push_back(fake.sum().item<double>());
-    return {real.mean() - fake.mean(), at::scalar_tensor(0.5), at::scalar_tensor(0.5), {{"margin", real.mean()}}};
+    return {
+        real.mean() - fake.mean(), at::scalar_tensor(0.5), at::scalar_tensor(0.5), {{"margin", real.mean()}}};
   }
   void save(TensorMap& out, const std::string& prefix) const override { out[prefix + "weight"] = weight_; }
   void load(const TensorMap& in, const std::string& prefix, const std::string&) override {
@@ -91,8 +92,15 @@ PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
   at::set_num_threads(1);
   at::manual_seed(1);
   PolicyParts parts;
-  parts.generator = Generator(GeneratorConfig{.width = 16, .depth = 2, .heads = 2, .codes = 24, .grid_height = 4,
-                                              .grid_width = 4, .condition = "class", .classes = 3, .dropout = 0});
+  parts.generator = Generator(GeneratorConfig{.width = 16,
+                                              .depth = 2,
+                                              .heads = 2,
+                                              .codes = 24,
+                                              .grid_height = 4,
+                                              .grid_width = 4,
+                                              .condition = "class",
+                                              .classes = 3,
+                                              .dropout = 0});
   testing::fill_procedural(*parts.generator);
   TokenizerConfig tokenizer;
   tokenizer.image_size = 8, tokenizer.channels = 8, tokenizer.channel_multipliers = {1};
@@ -110,7 +118,8 @@ PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
   return parts;
 }
 
-std::unique_ptr<Recipe> make(PolicyTrainConfig config, PolicyParts parts = tiny_parts(), const PolicyFile* init = nullptr) {
+std::unique_ptr<Recipe> make(PolicyTrainConfig config, PolicyParts parts = tiny_parts(),
+                             const PolicyFile* init = nullptr) {
   RecipeContext context;
   context.threads = 0;
   return make_policy_recipe(std::move(config), std::move(parts), std::make_shared<Colours>(), init, context);
@@ -151,7 +160,9 @@ void expect_resume_is_exact(const PolicyTrainConfig& config) {
   EXPECT_FALSE(at::equal(middle.at("model.actor.linear3.weight"), expected.at("model.actor.linear3.weight")));
 }
 
-TEST(PolicyRecipe, ResumesBitExactly) { expect_resume_is_exact(tiny_config()); }
+TEST(PolicyRecipe, ResumesBitExactly) {
+  expect_resume_is_exact(tiny_config());
+}
 
 TEST(PolicyRecipe, ResumesBitExactlyWithDrawnStepsAndRecomputedFeatures) {
   PolicyTrainConfig config = tiny_config();
@@ -185,15 +196,17 @@ TEST(PolicyRecipe, Reports) {
   const auto recipe = make(tiny_config(), tiny_parts(&reward));
   const StepReport report = recipe->step(0);
   EXPECT_EQ(report.images, 12);
-  // The network is new: no sample differs from another, and the first epoch's ratios are those of the rollout.
+  // The network is new: no sample differs from another, and the first epoch's ratios are those of the
+  // rollout.
   EXPECT_EQ(value_of(report, "first_ratio_error"), 0);
   EXPECT_LT(value_of(report, "actions/spread"), 1e-6);
   EXPECT_NEAR(value_of(report, "actions/mask_ratio_mean_t0"), std::cos(std::acos(-1.0) / 6), 1e-6);
   EXPECT_NEAR(value_of(report, "actions/guidance_mean_t1"), 2.0 / 3, 1e-6);
   EXPECT_NEAR(value_of(report, "entropy"), gaussian_entropy(0.5), 1e-9);
-  for (const char* name : {"reward", "reward_spread", "advantage_spread", "clip_share", "approx_kl", "value_error",
-                           "discriminator_loss", "accuracy_real", "accuracy_fake", "discriminator/margin",
-                           "code_perplexity", "actions/sampling_temperature_spread_t2"})
+  for (const char* name :
+       {"reward", "reward_spread", "advantage_spread", "clip_share", "approx_kl", "value_error",
+        "discriminator_loss", "accuracy_real", "accuracy_fake", "discriminator/margin", "code_perplexity",
+        "actions/sampling_temperature_spread_t2"})
     EXPECT_TRUE(std::isfinite(value_of(report, name))) << name;
   ASSERT_EQ(reward->fakes.size(), 2u);
   EXPECT_NE(reward->fakes[0], reward->fakes[1]);  // fresh images for each of its steps

@@ -35,12 +35,14 @@ struct ToyConfig {
   LoopConfig loop{.steps = 10, .log_every = 1, .checkpoint_every = 0};
   static constexpr auto fields() {
     return std::tuple{field("width", &ToyConfig::width, ""), field("noise", &ToyConfig::noise, ""),
-                      field("dtype", &ToyConfig::dtype, ""), field("optimizer", &ToyConfig::optimizer, ""), field("loop", &ToyConfig::loop, "")};
+                      field("dtype", &ToyConfig::dtype, ""), field("optimizer", &ToyConfig::optimizer, ""),
+                      field("loop", &ToyConfig::loop, "")};
   }
   void validate() const {}
 };
 
-// Fits a vector to noisy measurements; the noise comes from torch's default generator, whose state the loop must keep.
+// Fits a vector to noisy measurements; the noise comes from torch's default generator, whose state the loop
+// must keep.
 class ToyRecipe : public Recipe {
  public:
   explicit ToyRecipe(ToyConfig config = {}) : config_(config), weights_(at::randn({config.width})) {
@@ -85,7 +87,9 @@ class ToyRecipe : public Recipe {
     optimizer_->load(in, "optimizer.", where);
     ema_->load(in, "ema.", where);
   }
-  void write_model(const fs::path& folder) override { write_tensors(folder / "toy.safetensors", {{"w", weights_}}); }
+  void write_model(const fs::path& folder) override {
+    write_tensors(folder / "toy.safetensors", {{"w", weights_}});
+  }
 
   std::vector<int64_t> steps_seen;
   std::function<void(int64_t)> before_step;
@@ -102,7 +106,8 @@ class ToyRecipe : public Recipe {
 
 TensorMap state_of(const fs::path& checkpoint) {
   TensorMap out;
-  for (const auto& [name, tensor] : read_tensors(checkpoint / "state.safetensors")) out[name] = tensor.clone();
+  for (const auto& [name, tensor] : read_tensors(checkpoint / "state.safetensors"))
+    out[name] = tensor.clone();
   return out;
 }
 
@@ -149,7 +154,8 @@ TEST_F(Trainer, TenStepsAreFiveStopAndFive) {
   run_training(second, out_, true);
   EXPECT_EQ(second.steps_seen, (std::vector<int64_t>{5, 6, 7, 8, 9}));
 
-  const TensorMap a = state_of(dir_ / "whole" / "checkpoints" / "step-10"), b = state_of(newest_checkpoint(out_));
+  const TensorMap a = state_of(dir_ / "whole" / "checkpoints" / "step-10"),
+                  b = state_of(newest_checkpoint(out_));
   ASSERT_EQ(a.size(), b.size());
   EXPECT_GE(a.size(), 6u) << "weights, two moments, count, average, random state";
   for (const auto& [name, tensor] : a) {
@@ -281,10 +287,12 @@ TEST_F(Trainer, CheckpointWithoutARandomState) {
   TensorMap tensors = state_of(newest_checkpoint(out_));
   tensors["rng.cpu"] = at::zeros({7}, at::kByte);
   write_tensors(file, tensors, metadata);
-  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("rng.cpu"), std::string::npos);
+  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("rng.cpu"),
+            std::string::npos);
   tensors.erase("rng.cpu");
   write_tensors(file, tensors, metadata);
-  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("lacks"), std::string::npos);
+  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("lacks"),
+            std::string::npos);
 }
 
 TEST_F(Trainer, ResumeWithoutItsConfig) {
@@ -312,7 +320,8 @@ TEST_F(Trainer, ConfigThatContradictsTheCheckpoint) {
   EXPECT_NE(message.find("state.safetensors"), std::string::npos) << message;
   EXPECT_NE(message.find("another noise"), std::string::npos) << message;
   write_file_atomic(out_ / "config.json", "[]");
-  EXPECT_NE(message_of<InputError>([&] { run_training(other, out_, true); }).find("JSON object"), std::string::npos);
+  EXPECT_NE(message_of<InputError>([&] { run_training(other, out_, true); }).find("JSON object"),
+            std::string::npos);
 }
 
 TEST_F(Trainer, WeightsThatAreNoNumbersSpareTheModel) {
@@ -430,7 +439,8 @@ TEST_F(Trainer, AutomaticPrecision) {
     EXPECT_EQ(stored["dtype"], fast);
     EXPECT_EQ(stored["run"]["dtype_timings"][slow + "_seconds"].get<double>() > 0.004, true);
     EXPECT_LT(stored["run"]["dtype_timings"][fast + "_seconds"].get<double>(), 0.004);
-    const Json line = Json::parse(read_file(out / "log.jsonl").substr(0, read_file(out / "log.jsonl").find('\n')));
+    const Json line =
+        Json::parse(read_file(out / "log.jsonl").substr(0, read_file(out / "log.jsonl").find('\n')));
     EXPECT_EQ(line["kind"], "dtype");
     EXPECT_EQ(line["step"], 0);
     EXPECT_EQ(line["bfloat16"], fast == "bfloat16" ? 1 : 0);
@@ -447,11 +457,13 @@ TEST_F(Trainer, AutomaticPrecision) {
     config.dtype = fast;
     ToyRecipe given(config);
     run_training(given, dir_ / (fast + "-given"), false);
-    const TensorMap a = state_of(newest_checkpoint(out)), b = state_of(newest_checkpoint(dir_ / (fast + "-given")));
+    const TensorMap a = state_of(newest_checkpoint(out)),
+                    b = state_of(newest_checkpoint(dir_ / (fast + "-given")));
     for (const auto& [name, tensor] : b) EXPECT_CLOSE(a.at(name), tensor, 0) << name;
     config.dtype = slow;
     ToyRecipe other(config);
-    EXPECT_NE(message_of<InputError>([&] { run_training(other, out, true); }).find("another dtype"), std::string::npos);
+    EXPECT_NE(message_of<InputError>([&] { run_training(other, out, true); }).find("another dtype"),
+              std::string::npos);
   }
 }
 
@@ -505,7 +517,8 @@ TEST_F(Trainer, SignalSavesAndLeaves) {
 TEST_F(Trainer, FullDisk) {
   const fs::path disk = dir_ / "disk";
   fs::create_directories(disk);
-  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=2m") != 0) GTEST_SKIP() << "skipped: may not mount a tmpfs";
+  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=2m") != 0)
+    GTEST_SKIP() << "skipped: may not mount a tmpfs";
   struct Unmount {
     const fs::path& path;
     ~Unmount() { ::umount2(path.c_str(), MNT_DETACH); }
