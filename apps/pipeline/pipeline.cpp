@@ -103,18 +103,28 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
   return make_schedule(name, steps, options, config_.generator->grid_height, config_.generator->grid_width);
 }
 
-BatchResult Pipeline::generate(const BatchRequest& request, const Schedule& schedule,
-                               const std::vector<SamplerObserver*>& observers) {
+at::Tensor Pipeline::generate_tokens(const BatchRequest& request, const Schedule& schedule,
+                                     const std::vector<SamplerObserver*>& observers) {
   const auto count = int64_t(request.classes.size());
   const at::Tensor classes = at::tensor(request.classes, at::kLong);  // plain_start takes them to the device
   const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong);
   const SamplerStart start = plain_start(*generator_, classes, request.seed, index);
   try {
-    const at::Tensor tokens = sample(*generator_, start, schedule, observers);
-    return {tokens.cpu(), decode(tokens)};
+    return sample(*generator_, start, schedule, observers);
   } catch (const RunError& e) {
     throw RunError(cat(folder_.string(), ": ", e.what()));
   }
+}
+
+BatchResult Pipeline::generate(const BatchRequest& request, const Schedule& schedule,
+                               const std::vector<SamplerObserver*>& observers) {
+  const at::Tensor tokens = generate_tokens(request, schedule, observers);
+  return {tokens.cpu(), decode(tokens)};
+}
+
+at::Tensor Pipeline::decode_unit(const at::Tensor& tokens) {
+  const at::NoGradGuard no_grad;
+  return tokenizer_->decode(tokens.to(device_)).clamp(0, 1);
 }
 
 at::Tensor Pipeline::decode(const at::Tensor& tokens) {

@@ -47,6 +47,11 @@ class Pipeline {
   // RunError naming the folder: the weights give a logit that is not a number.
   BatchResult generate(const BatchRequest& request, const Schedule& schedule,
                        const std::vector<SamplerObserver*>& observers = {});
+  // The tokens of generate alone, (B, N) i64 on the device.
+  at::Tensor generate_tokens(const BatchRequest& request, const Schedule& schedule,
+                             const std::vector<SamplerObserver*>& observers = {});
+  // tokens -> (B, 3, S, S) f32 in [0, 1] on the device, not rounded to bytes.
+  at::Tensor decode_unit(const at::Tensor& tokens);
   // tokens (B, N) i64, any device -> (B, 3, S, S) u8 on the CPU.
   at::Tensor decode(const at::Tensor& tokens);
 

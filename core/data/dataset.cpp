@@ -48,10 +48,11 @@ std::unique_ptr<ImageDataset> open_whole(const fs::path& path, const std::string
     return open_tree(std::move(files), split);
   }
   if (auto dataset = try_open_cifar_file(path, split)) return dataset;
+  if (auto dataset = try_open_npz(path, split)) return dataset;
   throw InputError(cat(
       path.string(),
       ": is no dataset that this program reads; give a folder or .tar(.gz) with one folder per class, MNIST "
-      "idx files or CIFAR binaries"));
+      "idx files, CIFAR binaries or an .npz with arr_0"));
 }
 
 }  // namespace

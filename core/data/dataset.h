@@ -54,6 +54,9 @@ class ImageDataset {
 // one of these
 //   files. CIFAR-100 uses the fine labels. Names from batches.meta.txt / fine_label_names.txt where present,
 //   else numbers.
+// - an .npz of samples as the ADM evaluator reads it: arr_0 (N, H, W, 3) bytes, optionally arr_1 (N) labels.
+// Above 1 GiB it
+//   is read in order and never held whole; other orders are slow then.
 // Classes are sorted by bytes, or by value where all names are integers. Items are in file order, for folders
 // and archives sorted by name (bytes).
 //

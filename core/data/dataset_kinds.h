@@ -43,6 +43,7 @@ std::unique_ptr<ImageDataset> try_open_cifar(const std::shared_ptr<const FileSou
 std::unique_ptr<ImageDataset> try_open_cifar_file(const std::filesystem::path& file,
                                                   const std::string& split);
 std::unique_ptr<ImageDataset> try_open_mnist(const std::filesystem::path& path, const std::string& split);
+std::unique_ptr<ImageDataset> try_open_npz(const std::filesystem::path& path, const std::string& split);
 
 // "train", "test" or "val" for the usual names of their folders, else "".
 std::string_view split_of_folder(std::string_view name);

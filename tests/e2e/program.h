@@ -25,7 +25,10 @@ inline std::string binary() {
 // `arguments` is a shell fragment; stdout and stderr are captured in `dir`.
 inline Outcome adanat_run(const TempDir& dir, const std::string& arguments) {
   const std::string out = (dir / "stdout").string(), err = (dir / "stderr").string();
-  const int raw = std::system((binary() + " " + arguments + " >" + out + " 2>" + err).c_str());
+  // Its cache is the test's own: nothing of an earlier build's features, and nothing left in a home folder.
+  const int raw = std::system(("XDG_CACHE_HOME=" + (dir / "cache").string() + " " + binary() + " " +
+                               arguments + " >" + out + " 2>" + err)
+                                  .c_str());
   const int status = WIFSIGNALED(raw) ? 128 + WTERMSIG(raw) : WEXITSTATUS(raw);
   return {status, read_file(out), read_file(err)};
 }
