@@ -69,4 +69,8 @@ std::string one_line(std::string_view text) {
   return line;
 }
 
+std::string printable(std::string_view text) {
+  return one_line(text.substr(0, 200)) + (text.size() > 200 ? "..." : "");
+}
+
 }  // namespace adanat

@@ -16,4 +16,8 @@ bool is_name(std::string_view text);
 // every byte that is no UTF-8 a "?".
 std::string one_line(std::string_view text);
 
+// The same of what a file calls its parts, cut after 200 bytes: however long a name is, the message stays
+// short.
+std::string printable(std::string_view text);
+
 }  // namespace adanat

@@ -8,7 +8,7 @@
 #include <deque>
 
 #include "core/base/error.h"
-#include "core/base/printable.h"
+#include "core/base/text.h"
 
 namespace adanat {
 

@@ -28,4 +28,10 @@ TEST(Text, OneLine) {
 }
 
 }  // namespace
+TEST(Text, PrintableNamesAreShortAndOneLine) {
+  EXPECT_EQ(printable("a\nb\x1b[2J"), "a\\nb?[2J");
+  EXPECT_EQ(printable(std::string(200, 'x')), std::string(200, 'x'));
+  EXPECT_EQ(printable(std::string(201, 'x')), std::string(200, 'x') + "...");
+}
+
 }  // namespace adanat
