@@ -27,11 +27,11 @@ TEST(Text, OneLine) {
   EXPECT_EQ(one_line("caf\xc3\xa9 \xff\xc2\x9b"), "caf\xc3\xa9 ??");
 }
 
-}  // namespace
 TEST(Text, PrintableNamesAreShortAndOneLine) {
   EXPECT_EQ(printable("a\nb\x1b[2J"), "a\\nb?[2J");
   EXPECT_EQ(printable(std::string(200, 'x')), std::string(200, 'x'));
   EXPECT_EQ(printable(std::string(201, 'x')), std::string(200, 'x') + "...");
 }
 
+}  // namespace
 }  // namespace adanat
