@@ -1,13 +1,27 @@
-// What generation costs beyond its transformer forwards and its decoding: the loop, the schedule, decode_step, copies.
-// Prints one JSON line per case with the medians and their ratio (the bar: at most 1.05).
-//   generate_bench [MODEL_FOLDER]   (default models/signs)
+// What generation costs beyond its transformer forwards and its decoding: the loop, the schedule,
+// decode_step, copies. Each case in a process of its own, for its memory. Prints one JSON line per case:
+//   ratio         median over the runs of: a whole run's time over that of its forwards and its decoding
+//   alone, which
+//                 follows at once, so that a drifting machine hits both (the bar: at most 1.05). Processor
+//                 time of one thread: other programs on the machine do not count.
+//   memory_ratio  the process's peak above its size after loading LibTorch, over weights and live activations
+//   (the bar:
+//                 at most 1.5)
+//   generate_bench [MODEL_FOLDER [RUNS [RUNS_OF_ADANAT_L]]]   (default models/signs 15 2; 0 runs = leave the
+//   case out)
 #include <ATen/ATen.h>
+#include <c10/core/Allocator.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <functional>
 
 #include "apps/pipeline/pipeline.h"
-#include "core/base/log.h"
 #include "core/nn/device.h"
 
 namespace {
@@ -19,27 +33,71 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// The same forward passes as a run makes, with its real tokens: recorded once, then repeated without anything between.
+// Of this process; everything runs on one thread.
+double processor_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+// A line of /proc/self/status in MiB: "VmRSS", "VmHWM" (the highest VmRSS so far), "RssFile" (of it, mapped
+// files).
+double memory_mib(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;)
+    if (word == key + ":") return status >> word, std::stod(word) / 1024;
+  return 0;
+}
+
+// The most bytes of tensors that this thread held at once beyond those it had.
+class LiveBytes : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
+    now_ += bytes;
+    most_ = std::max(most_, now_);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  static int64_t most_during(const std::function<void()>& work) {
+    const auto counter = std::make_shared<LiveBytes>();
+    const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, counter);
+    work();
+    return counter->most_;
+  }
+
+ private:
+  int64_t now_ = 0, most_ = 0;
+};
+
+int64_t weight_bytes(const torch::nn::Module& module) {
+  int64_t bytes = 0;
+  for (const auto& tensor : module.parameters()) bytes += int64_t(tensor.nbytes());
+  for (const auto& tensor : module.buffers()) bytes += int64_t(tensor.nbytes());
+  return bytes;
+}
+
+// The same forward passes as a run makes, with its real tokens: recorded once, then repeated without anything
+// between.
 struct Recorder : SamplerObserver {
   std::vector<at::Tensor> tokens;
   void on_step(const StepView& view) override { tokens.push_back(view.tokens_before.clone()); }
 };
 
-void measure(const char* name, GeneratorImpl& generator, TokenizerImpl& tokenizer, const Schedule& schedule, int64_t batch,
-             int runs) {
+void measure(const char* name, GeneratorImpl& generator, TokenizerImpl& tokenizer, const Schedule& schedule,
+             int64_t batch, int runs, double loaded_mib) {
   const at::NoGradGuard no_grad;
   const at::Tensor classes = at::arange(batch) % generator.config().classes;
   const SamplerStart start = plain_start(generator, classes, 1, at::arange(batch));
+  decode_to_bytes(tokenizer, sample(generator, start, schedule));
+  const double peak_mib = memory_mib("VmHWM") - loaded_mib, file_mib = memory_mib("RssFile");
   Recorder recorder;
   const at::Tensor made = sample(generator, start, schedule, {&recorder});
-  const int64_t rows_before = generator.rows_computed();
 
   const auto forwards = [&] {
     for (int64_t t = 0; t < schedule.steps(); ++t) {
       const bool guided = *schedule.known_guidance(t) > 0;
       at::Tensor tokens = recorder.tokens[size_t(t)], condition = classes;
       if (t == 0) {
-        condition = std::get<0>(at::_unique2(classes));
+        condition = start.classes.distinct;
         tokens = tokens.narrow(0, 0, condition.size(0));
       }
       if (guided) {
@@ -52,44 +110,77 @@ void measure(const char* name, GeneratorImpl& generator, TokenizerImpl& tokenize
       generator.logits(features.reshape({-1, features.size(2)}).index_select(0, hidden));
     }
   };
-  std::vector<double> whole, alone;
-  for (int i = 0; i < runs + 1; ++i) {  // interleaved, so that a drifting machine hits both; the first pair warms up
-    const double a = monotonic_seconds();
+  const int64_t rows_before = generator.rows_computed();
+  const int64_t activations = LiveBytes::most_during([&] { forwards(), decode_to_bytes(tokenizer, made); });
+  std::vector<double> whole, alone, ratio;
+  for (int i = 0; i < runs; ++i) {  // warmed up by the two runs above
+    const double a = processor_seconds();
     decode_to_bytes(tokenizer, sample(generator, start, schedule));
-    const double b = monotonic_seconds();
+    const double b = processor_seconds();
     forwards();
     decode_to_bytes(tokenizer, made);
-    const double c = monotonic_seconds();
-    if (i > 0) whole.push_back(b - a), alone.push_back(c - b);
+    const double c = processor_seconds();
+    whole.push_back(b - a), alone.push_back(c - b), ratio.push_back((b - a) / (c - b));
   }
-  const int64_t rows = (generator.rows_computed() - rows_before) / (2 * (runs + 1));
-  std::printf(R"({"case":"%s","batch":%lld,"steps":%lld,"generate_s":%.5f,"forwards_and_decode_s":%.5f,"ratio":%.4f,"rows":%lld})"
-              "\n",
-              name, static_cast<long long>(batch), static_cast<long long>(schedule.steps()), median(whole), median(alone),
-              median(whole) / median(alone), static_cast<long long>(rows));
+  const int64_t rows = (generator.rows_computed() - rows_before) / (2 * runs + 1);
+  const double weights_mib = double(weight_bytes(generator) + weight_bytes(tokenizer)) / (1 << 20);
+  const double needed_mib = weights_mib + double(activations) / (1 << 20);
+  const Json line = {{"case", name},
+                     {"batch", batch},
+                     {"steps", schedule.steps()},
+                     {"rows", rows},
+                     {"generate_s", median(whole)},
+                     {"forwards_and_decode_s", median(alone)},
+                     {"ratio", median(ratio)},
+                     {"ratio_of_least", *std::min_element(whole.begin(), whole.end()) /
+                                            *std::min_element(alone.begin(), alone.end())},
+                     {"loaded_mib", loaded_mib},
+                     {"peak_above_mib", peak_mib},
+                     {"mapped_files_mib", file_mib},
+                     {"weights_mib", weights_mib},
+                     {"weights_and_activations_mib", needed_mib},
+                     {"memory_ratio", peak_mib / needed_mib}};
+  std::printf("%s\n", line.dump().c_str());
+}
+
+// In a child, before this process has computed anything: threads do not survive a fork.
+void in_child(const std::function<void(double loaded_mib)>& work) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    set_threads(1);
+    work(memory_mib("VmRSS"));
+    std::fflush(stdout);
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (status != 0) std::fprintf(stderr, "generate_bench: a case failed\n"), std::exit(1);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::printf("{\"platform\":\"%s\",\"threads\":%d}\n", platform_line().c_str(), set_threads(0));
-  {
-    const std::string folder = argc > 1 ? argv[1] : "models/signs";
-    const ModelConfig config = read_model_config(folder);
-    Pipeline pipeline = Pipeline::open(folder, at::kCPU, at::kFloat);
-    Tokenizer tokenizer = open_tokenizer(folder, config, at::kCPU);
-    const auto schedule = pipeline.schedule("cosine", 8, config.sampling.table);
-    measure("bundled model", pipeline.generator(), *tokenizer, *schedule, 16, 15);
-  }
-  {
-    Generator generator(GeneratorConfig{});
-    generator->eval();
-    TokenizerConfig layout;  // the public vq-f16 sizes
-    layout.shortcut_from = "hidden";
-    Tokenizer tokenizer(layout);
-    tokenizer->eval();
-    tokenizer->prepare_for_inference();
-    const auto schedule = make_table_schedule("autonat", autonat_table(8));
-    measure("AdaNAT-L sizes", *generator, *tokenizer, *schedule, 1, 3);
-  }
+  std::printf("{\"platform\":\"%s\"}\n", platform_line().c_str());
+  const std::string folder = argc > 1 ? argv[1] : "models/signs";
+  const int runs = argc > 2 ? std::atoi(argv[2]) : 15, large_runs = argc > 3 ? std::atoi(argv[3]) : 2;
+  if (runs > 0)
+    in_child([&](double loaded_mib) {
+      const ModelConfig config = read_model_config(folder);
+      Pipeline pipeline = Pipeline::open(folder, at::kCPU, at::kFloat);
+      const auto schedule = pipeline.schedule("cosine", 8, config.sampling.table);
+      measure("bundled model", pipeline.generator(), pipeline.tokenizer(), *schedule, 16, runs, loaded_mib);
+    });
+  if (large_runs > 0)
+    in_child([&](double loaded_mib) {
+      Generator generator(GeneratorConfig{});
+      generator->eval();
+      TokenizerConfig layout;  // the public vq-f16 sizes
+      layout.shortcut_from = "hidden";
+      Tokenizer tokenizer(layout);
+      tokenizer->eval();
+      tokenizer->prepare_for_inference();
+      const auto schedule = make_table_schedule("autonat", autonat_table(8));
+      measure("AdaNAT-L sizes", *generator, *tokenizer, *schedule, 1, large_runs, loaded_mib);
+    });
 }

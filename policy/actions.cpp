@@ -25,16 +25,21 @@ double logit(double p, double margin) {
 }
 
 // softplus^-1(y) = y + log(1 - exp(-y)), y > 0.
-double inverse_softplus(double y) { return y + std::log(-std::expm1(-y)); }
+double inverse_softplus(double y) {
+  return y + std::log(-std::expm1(-y));
+}
 
 }  // namespace
 
 void HeuristicConfig::validate() const {
-  require(remask_temperature > 0 && remask_temperature <= 1e6, "remask_temperature", "in (0, 1e6]", remask_temperature);
+  require(remask_temperature > 0 && remask_temperature <= 1e6, "remask_temperature", "in (0, 1e6]",
+          remask_temperature);
   require(guidance > 0 && guidance <= 1e6, "guidance", "in (0, 1e6]", guidance);
 }
 
-ActionBase zero_base(int64_t steps) { return {at::zeros({steps, 4}, at::kDouble), {}}; }
+ActionBase zero_base(int64_t steps) {
+  return {at::zeros({steps, 4}, at::kDouble), {}};
+}
 
 ActionBase heuristic_base(int64_t steps, const HeuristicConfig& config) {
   ActionBase base{at::empty({steps, 4}, at::kDouble), {}};
@@ -95,7 +100,8 @@ Action ActionMap::action(const at::Tensor& values) const {
   return {float64_ratio_ ? values.select(1, 0).contiguous() : column(0), column(1), column(2), column(3)};
 }
 
-ScheduleTable table_of(const ActionBase& base, double smoothing, const at::Tensor& raw, const std::string& rule) {
+ScheduleTable table_of(const ActionBase& base, double smoothing, const at::Tensor& raw,
+                       const std::string& rule) {
   const ActionMap map(base, smoothing, true, at::kCPU);
   ScheduleTable out;
   out.steps = map.steps();

@@ -28,6 +28,7 @@ namespace {
 
 constexpr double kSlope = 0.2, kNormEpsilon = 1e-5, kUnitEpsilon = 1e-12;
 constexpr int64_t kVirtualBatch = 8, kConditionChannels = 64, kMappingLayers = 8;
+constexpr int kStartIterations = 15;  // as torch.nn.utils.parametrizations.spectral_norm
 
 // x / |x| over the last dimension.
 at::Tensor unit(const at::Tensor& x) {
@@ -48,20 +49,22 @@ SpectralConv::SpectralConv(int64_t in, int64_t out, std::vector<int64_t> kernel,
   bias_ = register_parameter("bias", at::empty({out}).uniform_(-bound, bound));
   u_ = register_buffer("weight_u", unit(at::randn({out})));
   v_ = register_buffer("weight_v", unit(at::randn({fan_in})));
+  for (int i = 0; i < kStartIterations; ++i) iterate();
+}
+
+void SpectralConv::iterate() {
+  const at::NoGradGuard no_grad;
+  const at::Tensor matrix = weight_.flatten(1);
+  v_.copy_(unit(at::mv(matrix.t(), u_)));
+  u_.copy_(unit(at::mv(matrix, v_)));
 }
 
 at::Tensor SpectralConv::weight() {
   const at::Tensor matrix = weight_.flatten(1);
-  at::Tensor u = u_, v = v_;
-  if (is_training()) {
-    const at::NoGradGuard no_grad;
-    v = unit(at::mv(matrix.t(), u));
-    u = unit(at::mv(matrix, v));
-    // Copied, not exchanged for: the backward pass of this forward reads this forward's u and v.
-    u_.copy_(u);
-    v_.copy_(v);
-  }
-  return weight_ / (u * at::mv(matrix, v)).sum();
+  if (!is_training()) return weight_ / (u_ * at::mv(matrix, v_)).sum();
+  iterate();
+  // Copies: the backward pass reads this forward's vectors, whatever later forwards make of them.
+  return weight_ / (u_.clone() * at::mv(matrix, v_.clone())).sum();
 }
 
 at::Tensor SpectralConv::forward(const at::Tensor& x) {

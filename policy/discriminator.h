@@ -14,8 +14,10 @@ namespace adanat {
 
 // A convolution whose weight is divided by its largest singular value, found by one power iteration per
 // training forward and none in evaluation (torch.nn.utils.spectral_norm). The gradient passes through the
-// division; u and v are constants. Parameters weight_orig (out, in, k [, k]) and bias (out); buffers weight_u
-// (out), weight_v (in * k [* k]).
+// division; u and v are constants. Fresh vectors turn 15 times at once (the reference: never): random ones
+// see a fraction of the singular value, and scores before the first update would be too large by that, layer
+// upon layer. Parameters weight_orig (out, in, k [, k]) and bias (out); buffers weight_u (out), weight_v (in
+// * k [* k]).
 class SpectralConv : public torch::nn::Module {
  public:
   // kernel.size() = 1: over (B, in, L), circular padding k/2. kernel.size() = 2: over (B, in, h, w), zero
@@ -26,6 +28,7 @@ class SpectralConv : public torch::nn::Module {
   at::Tensor weight();
 
  private:
+  void iterate();
   std::vector<int64_t> kernel_;
   int64_t stride_;
   at::Tensor weight_, bias_, u_, v_;

@@ -85,15 +85,21 @@ StepEmbedderImpl::StepEmbedderImpl(int64_t hidden) {
   mlp_ = register_module("mlp", nn::Sequential(first, nn::SiLU(), second));
 }
 
-at::Tensor StepEmbedderImpl::forward(const at::Tensor& t) { return mlp_->forward(step_sinusoids(t)); }
-
-ModulationImpl::ModulationImpl(int64_t hidden, int64_t width) {
-  adaLN_modulation_ = register_module("adaLN_modulation", nn::Sequential(nn::SiLU(), zero_linear(hidden, 2 * width)));
+at::Tensor StepEmbedderImpl::forward(const at::Tensor& t) {
+  return mlp_->forward(step_sinusoids(t));
 }
 
-at::Tensor ModulationImpl::forward(const at::Tensor& condition) { return adaLN_modulation_->forward(condition); }
+ModulationImpl::ModulationImpl(int64_t hidden, int64_t width) {
+  adaLN_modulation_ =
+      register_module("adaLN_modulation", nn::Sequential(nn::SiLU(), zero_linear(hidden, 2 * width)));
+}
 
-PolicyNetworkImpl::PolicyNetworkImpl(PolicyNetworkConfig config, int64_t outputs) : config_(std::move(config)) {
+at::Tensor ModulationImpl::forward(const at::Tensor& condition) {
+  return adaLN_modulation_->forward(condition);
+}
+
+PolicyNetworkImpl::PolicyNetworkImpl(PolicyNetworkConfig config, int64_t outputs)
+    : config_(std::move(config)) {
   config_.validate();
   if (config_.shared()) {
     table_ = register_parameter("table", at::zeros({config_.shared_steps, outputs}));
@@ -139,7 +145,8 @@ at::Tensor PolicyNetworkImpl::forward(const at::Tensor& input, const StepTerms& 
   at::Tensor x = !token_embedder_.is_empty() ? token_embedder_(input)
                  : !x_embedder_.is_empty()   ? x_embedder_(input)
                                              : input;
-  const at::Tensor normed = adaln(x, terms.adaln1);  // (B, N, H): read as an image, it lies channels-last in memory
+  const at::Tensor normed =
+      adaln(x, terms.adaln1);  // (B, N, H): read as an image, it lies channels-last in memory
   x = normed.view({b, config_.grid_height, config_.grid_width, config_.hidden}).permute({0, 3, 1, 2});
   const at::Tensor dw = dw_conv_(x), pw = pw_conv_(at::gelu(dw));
   const at::Tensor two = adaln(linear1_(at::gelu(pw).flatten(1)), terms.adaln2);

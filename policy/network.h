@@ -1,6 +1,6 @@
-// The policy network: the generator's features and the step in, four numbers per sample out. The critic is the same
-// network with one output. Source: spec/method.md section 5; the parameter names are those of the published files.
-// Legend: B samples, N tokens on a grid of h x w, D generator width, H hidden, T steps.
+// The policy network: the generator's features and the step in, four numbers per sample out. The critic is
+// the same network with one output. Source: spec/method.md section 5; the parameter names are those of the
+// published files. Legend: B samples, N tokens on a grid of h x w, D generator width, H hidden, T steps.
 #pragma once
 #include <torch/nn/module.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -13,7 +13,8 @@
 
 namespace adanat {
 
-// Sizes of the published policy are the defaults. What the generator fixes (input width, grid, codes) is filled in from it.
+// Sizes of the published policy are the defaults. What the generator fixes (input width, grid, codes) is
+// filled in from it.
 struct PolicyNetworkConfig {
   std::string input = "features";
   int64_t input_width = 768;
@@ -43,9 +44,11 @@ struct PolicyNetworkConfig {
         field("channels", &C::channels, "channels behind the strided convolution, 1..8192"),
         field("mlp", &C::mlp, "width of the layer behind the flattened grid, 1..65536"),
         field("see_step", &C::see_step, "whether the step is known (off only to measure what it is worth)"),
-        field("see_steps", &C::see_steps, "embed the number of steps T besides t (policies for any number of steps)"),
-        field("shared_steps", &C::shared_steps,
-              "T of a schedule that is the same for all samples: a table of 4 numbers per step; 0 = a network"),
+        field("see_steps", &C::see_steps,
+              "embed the number of steps T besides t (policies for any number of steps)"),
+        field(
+            "shared_steps", &C::shared_steps,
+            "T of a schedule that is the same for all samples: a table of 4 numbers per step; 0 = a network"),
     };
   }
   void validate() const;
@@ -96,8 +99,8 @@ class ModulationImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Modulation);
 
-// Outputs are zero until trained. Weights are drawn from torch's default generator. Forward passes under NoGradGuard may
-// run concurrently.
+// Outputs are zero until trained. Weights are drawn from torch's default generator. Forward passes under
+// NoGradGuard may run concurrently.
 class PolicyNetworkImpl : public torch::nn::Module {
  public:
   // InputError for impossible sizes. outputs: 4 for an actor, 1 for a critic.
@@ -106,8 +109,8 @@ class PolicyNetworkImpl : public torch::nn::Module {
   // t (R) i64 in [0, steps).
   StepTerms step_terms(const at::Tensor& t, int64_t steps);
   at::Tensor step_embedding(const at::Tensor& t, int64_t steps);  // (R, H)
-  // input: features (B, N, D) f32, or tokens (B, N) i64 in [0, V]; only its number of rows is read by a shared table.
-  // terms: B rows, or one for all. -> (B, outputs) f32.
+  // input: features (B, N, D) f32, or tokens (B, N) i64 in [0, V]; only its number of rows is read by a
+  // shared table. terms: B rows, or one for all. -> (B, outputs) f32.
   at::Tensor forward(const at::Tensor& input, const StepTerms& terms, PolicyTaps* taps = nullptr);
 
   const PolicyNetworkConfig& config() const { return config_; }

@@ -32,8 +32,10 @@ namespace adanat {
 namespace {
 
 constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kReward = "reward.";
-constexpr const char* kActionNames[] = {"mask_ratio", "remask_temperature", "sampling_temperature", "guidance"};
-constexpr const char* kActionFiles[] = {"mask-ratio", "remask-temperature", "sampling-temperature", "guidance"};
+constexpr const char* kActionNames[] = {"mask_ratio", "remask_temperature", "sampling_temperature",
+                                        "guidance"};
+constexpr const char* kActionFiles[] = {"mask-ratio", "remask-temperature", "sampling-temperature",
+                                        "guidance"};
 // Image indices of an update lie below this, so that 65536 updates fit into the 32 bits of a Philox counter.
 constexpr int64_t kIndicesPerUpdate = 65536;
 constexpr int64_t kSampleSeed = 42;
@@ -46,7 +48,8 @@ void PolicyTrainConfig::validate() const {
   require(steps >= 0 && steps <= 1000, "steps", "0..1000", steps);
   require(min_steps >= 1 && min_steps <= max_steps, "min_steps", "1..max_steps", min_steps);
   require(max_steps <= 1000, "max_steps", "<= 1000", max_steps);
-  require(!shared || steps > 0, "shared", "false where steps is 0 (any): a table has a fixed number of steps", shared);
+  require(!shared || steps > 0, "shared", "false where steps is 0 (any): a table has a fixed number of steps",
+          shared);
   network.validate(), heuristic.validate(), cosine.validate(), ppo.validate(), exploration.validate();
   reward.validate(), loop.validate();
   const bool file = base.ends_with(".json");
@@ -58,21 +61,26 @@ void PolicyTrainConfig::validate() const {
   require(trajectories >= 2 && trajectories <= kIndicesPerUpdate, "trajectories", "2..65536", trajectories);
   require(rollout_batch >= 1, "rollout_batch", ">= 1", rollout_batch);
   require(decode_batch >= 1, "decode_batch", ">= 1", decode_batch);
-  require(memory == "auto" || memory == "store" || memory == "recompute", "memory", "auto, store or recompute", memory);
+  require(memory == "auto" || memory == "store" || memory == "recompute", "memory",
+          "auto, store or recompute", memory);
   require(memory_gib > 0, "memory_gib", "> 0", memory_gib);
-  require(discriminator_steps >= 0 && discriminator_steps <= 1000, "discriminator_steps", "0..1000", discriminator_steps);
+  require(discriminator_steps >= 0 && discriminator_steps <= 1000, "discriminator_steps", "0..1000",
+          discriminator_steps);
   require(discriminator_batch >= 2, "discriminator_batch", ">= 2", discriminator_batch);
   require(fakes == "fresh" || fakes == "rollout", "fakes", "fresh or rollout", fakes);
   require(reals == "images" || reals == "reconstructions", "reals", "images or reconstructions", reals);
   require(classes == "uniform" || classes == "data", "classes", "uniform or data", classes);
-  require(evaluate_images == 0 || evaluate_images >= 2, "evaluate_images", "0, or 2 and more", evaluate_images);
+  require(evaluate_images == 0 || evaluate_images >= 2, "evaluate_images", "0, or 2 and more",
+          evaluate_images);
   require(seed >= 0, "seed", ">= 0", seed);
-  require(store == "float32" || store == "float16" || store == "bfloat16", "store", "float32, float16 or bfloat16", store);
-  require(generator_dtype == "auto" || generator_dtype == "float32" || generator_dtype == "bfloat16", "generator_dtype",
-          "auto, float32 or bfloat16", generator_dtype);
+  require(store == "float32" || store == "float16" || store == "bfloat16", "store",
+          "float32, float16 or bfloat16", store);
+  require(dtype == "auto" || dtype == "float32" || dtype == "bfloat16", "dtype", "auto, float32 or bfloat16",
+          dtype);
   const int64_t fresh = fakes == "fresh" ? discriminator_steps * discriminator_batch : 0;
   require(trajectories + fresh <= kIndicesPerUpdate, "discriminator_batch",
-          "small enough for trajectories + discriminator_steps * discriminator_batch <= 65536", discriminator_batch);
+          "small enough for trajectories + discriminator_steps * discriminator_batch <= 65536",
+          discriminator_batch);
 }
 
 PolicySettings policy_settings(const PolicyTrainConfig& config, const GeneratorConfig& generator,
@@ -96,8 +104,8 @@ PolicySettings policy_settings(const PolicyTrainConfig& config, const GeneratorC
     out.residual = "table";
     out.table = read_schedule_file(config.base);
     if (out.table.steps != config.steps)
-      throw InputError(cat("base ", config.base, ": is a schedule of ", out.table.steps, " steps, the policy is trained for ",
-                           config.steps));
+      throw InputError(cat("base ", config.base, ": is a schedule of ", out.table.steps,
+                           " steps, the policy is trained for ", config.steps));
     rule = out.table.rule;
   } else if (config.base == "cosine") {
     rule = "maskgit";
@@ -139,7 +147,8 @@ Image plot_action(const at::Tensor& now, const at::Tensor& before, int64_t actio
   const auto series = [&](const std::string& name, const at::Tensor& actions) {
     PlotSeries out;
     out.name = name;
-    const at::Tensor sorted = std::get<0>(actions.select(2, action).to(at::kDouble).sort(1)).contiguous();  // (T, B)
+    const at::Tensor sorted =
+        std::get<0>(actions.select(2, action).to(at::kDouble).sort(1)).contiguous();  // (T, B)
     const int64_t b = sorted.size(1);
     for (int64_t t = 0; t < sorted.size(0); ++t) {
       const double* row = sorted.const_data_ptr<double>() + t * b;
@@ -158,22 +167,27 @@ Image plot_action(const at::Tensor& now, const at::Tensor& before, int64_t actio
   options.y_label = kActionNames[action];
   options.y_from_zero = true;
   options.whole_x = true;
-  return draw_plot({series("now (band: 10-90 % of samples)", now), series("before training", before)}, options);
+  return draw_plot({series("now (band: 10-90 % of samples)", now), series("before training", before)},
+                   options);
 }
 
 class PolicyRecipe : public Recipe {
  public:
   PolicyRecipe(PolicyTrainConfig config, PolicyParts parts, std::shared_ptr<const ImageDataset> data,
                const PolicyFile* init, RecipeContext context)
-      : config_(std::move(config)), parts_(std::move(parts)), context_(std::move(context)), data_(std::move(data)) {
+      : config_(std::move(config)),
+        parts_(std::move(parts)),
+        context_(std::move(context)),
+        data_(std::move(data)) {
     config_.validate();
     context_.seed = uint64_t(config_.seed);
     const GeneratorConfig& generator = parts_.generator->config();
     settings_ = policy_settings(config_, generator, parts_.generator_hash);
     config_.network = settings_.network;
     if (int64_t(data_->class_names().size()) != generator.classes)
-      throw InputError(cat(data_->describe(), ": has ", data_->class_names().size(), " classes, the generator ",
-                           generator.classes, "; give the data it was trained on"));
+      throw InputError(cat(data_->describe(), ": has ", data_->class_names().size(),
+                           " classes, the generator ", generator.classes,
+                           "; give the data it was trained on"));
     if (config_.ppo.minibatch == 0) config_.ppo.minibatch = config_.rollout_batch;
     if (config_.classes == "data") {
       labels_ = at::empty({data_->size()}, at::kLong);
@@ -185,7 +199,8 @@ class PolicyRecipe : public Recipe {
     net_ = ActorCritic(settings_.network);
     if (init != nullptr) {
       if (init->settings.network != settings_.network || init->settings.steps != settings_.steps)
-        throw InputError("--init: the policy there has another network or number of steps than this run's config");
+        throw InputError(
+            "--init: the policy there has another network or number of steps than this run's config");
       load_module_state(*net_->actor, module_state(*init->actor), "--init");
     }
     net_->to(context_.device);
@@ -195,8 +210,10 @@ class PolicyRecipe : public Recipe {
     optimizer_ = std::make_unique<Optimizer>(named_parameters(*net_), ppo_optimizer(config_.ppo));
     std_ = config_.exploration.std;
     reward_ = parts_.make_reward();
-    note(cat("policy for ", settings_.steps_text(), ": ", parameter_count(*net_->actor), " parameters (the critic, not "
-             "stored, ", parameter_count(*net_->critic), "); reward ", reward_->name()));
+    note(cat("policy for ", settings_.steps_text(), ": ", parameter_count(*net_->actor),
+             " parameters (the critic, not "
+             "stored, ",
+             parameter_count(*net_->critic), "); reward ", reward_->name()));
     choose_memory();
 
     LoaderOptions options;
@@ -229,7 +246,8 @@ class PolicyRecipe : public Recipe {
     } catch (const c10::Error& e) {
       const std::string text = e.what_without_backtrace();
       if (text.find("alloc") != std::string::npos || text.find("out of memory") != std::string::npos) throw;
-      throw RunError(cat("train policy: update ", update, ": ", text.substr(0, text.find('\n')), save_diagnostics(update)));
+      throw RunError(cat("train policy: update ", update, ": ", text.substr(0, text.find('\n')),
+                         save_diagnostics(update)));
     }
   }
 
@@ -299,8 +317,9 @@ class PolicyRecipe : public Recipe {
   }
 
   void write_model(const std::filesystem::path& folder) override {
-    const at::ScalarType type =
-        config_.store == "float16" ? at::kHalf : config_.store == "bfloat16" ? at::kBFloat16 : at::kFloat;
+    const at::ScalarType type = config_.store == "float16"    ? at::kHalf
+                                : config_.store == "bfloat16" ? at::kBFloat16
+                                                              : at::kFloat;
     write_policy(folder / policy_file_name(settings_.steps), settings_, module_state(*net_->actor), type);
     if (settings_.network.shared()) {
       const PolicySchedule schedule(settings_, net_->actor, settings_.steps, context_.device);
@@ -314,8 +333,12 @@ class PolicyRecipe : public Recipe {
 
  private:
   int64_t image_size() const { return parts_.tokenizer->config().image_size; }
-  at::TensorOptions long_options() const { return at::TensorOptions().dtype(at::kLong).device(context_.device); }
-  at::Tensor arange(int64_t begin, int64_t count) const { return at::arange(begin, begin + count, long_options()); }
+  at::TensorOptions long_options() const {
+    return at::TensorOptions().dtype(at::kLong).device(context_.device);
+  }
+  at::Tensor arange(int64_t begin, int64_t count) const {
+    return at::arange(begin, begin + count, long_options());
+  }
 
   // How the states of an update are kept; said before anything that large is allocated.
   void choose_memory() {
@@ -325,7 +348,9 @@ class PolicyRecipe : public Recipe {
       memory_ = StateMemory::kNothing;
       return;
     }
-    const auto bytes = [&](StateMemory m) { return double(state_bytes(m, config_.trajectories, steps, g.tokens(), g.width)); };
+    const auto bytes = [&](StateMemory m) {
+      return double(state_bytes(m, config_.trajectories, steps, g.tokens(), g.width));
+    };
     if (settings_.network.input == "tokens") {
       memory_ = StateMemory::kTokens;
     } else {
@@ -333,12 +358,13 @@ class PolicyRecipe : public Recipe {
       memory_ = config_.memory == "store" || (config_.memory == "auto" && fits) ? StateMemory::kFeatures
                                                                                 : StateMemory::kRecompute;
     }
-    const char* what = memory_ == StateMemory::kFeatures   ? "bfloat16 features"
-                       : memory_ == StateMemory::kTokens   ? "tokens"
-                                                           : "tokens, features computed again in every epoch";
+    const char* what = memory_ == StateMemory::kFeatures ? "bfloat16 features"
+                       : memory_ == StateMemory::kTokens ? "tokens"
+                                                         : "tokens, features computed again in every epoch";
     char size[32];
     std::snprintf(size, sizeof size, "%.1f", bytes(memory_) / double(1 << 20));
-    note(cat("states of one update: ", size, " MiB (", config_.trajectories, " samples x ", steps, " steps, ", what, ")"));
+    note(cat("states of one update: ", size, " MiB (", config_.trajectories, " samples x ", steps, " steps, ",
+             what, ")"));
   }
 
   // T of an update: fixed, or drawn.
@@ -349,7 +375,8 @@ class PolicyRecipe : public Recipe {
            kernels::bounded(words.x, uint32_t(settings_.max_steps - settings_.min_steps + 1));
   }
 
-  // Samples begin, begin+1, ... of an update: every draw is a function of the run's seed, the update and the number.
+  // Samples begin, begin+1, ... of an update: every draw is a function of the run's seed, the update and the
+  // number.
   struct Draws {
     at::Tensor seed, index, classes;  // (B) i64
     at::Tensor noise;                 // (B, T, 4) f32
@@ -360,8 +387,9 @@ class PolicyRecipe : public Recipe {
     const int64_t first = update % kIndicesPerUpdate * kIndicesPerUpdate + begin;
     out.index = arange(first, count) + context_.rank * samples_per_update();
     const int64_t classes = parts_.generator->config().classes;
-    out.classes = labels_.defined() ? labels_.index_select(0, label_draws(out.seed, out.index, labels_.size(0)))
-                                    : label_draws(out.seed, out.index, classes);
+    out.classes = labels_.defined()
+                      ? labels_.index_select(0, label_draws(out.seed, out.index, labels_.size(0)))
+                      : label_draws(out.seed, out.index, classes);
     out.noise = exploration_noise(out.seed, out.index, steps);
     return out;
   }
@@ -375,7 +403,8 @@ class PolicyRecipe : public Recipe {
     Decisions decisions;         // of all B samples
   };
   // Rolls samples [begin, begin + count) of an update out, in parts.
-  Made roll_out(const PolicySchedule& policy, int64_t update, int64_t begin, int64_t count, StateBuffer* states) {
+  Made roll_out(const PolicySchedule& policy, int64_t update, int64_t begin, int64_t count,
+                StateBuffer* states) {
     std::vector<at::Tensor> tokens, classes, raw, log_prob, means;
     const bool round = memory_ == StateMemory::kFeatures || memory_ == StateMemory::kRecompute;
     for (int64_t done = 0; done < count; done += config_.rollout_batch) {
@@ -450,7 +479,8 @@ class PolicyRecipe : public Recipe {
       const at::Tensor rewards = reward_->score(images, classes);
       // Found out before anything learns from it. On a GPU the reward's own check has waited for it already.
       if (rewards.is_cpu() && !rewards.isfinite().all().item<bool>())
-        throw RunError(cat("reward ", reward_->name(), " is not finite; look at its networks and at the images"));
+        throw RunError(
+            cat("reward ", reward_->name(), " is not finite; look at its networks and at the images"));
       values.add("reward", rewards.mean());
       watch_codes(made.tokens, values);
 
@@ -476,7 +506,8 @@ class PolicyRecipe : public Recipe {
     if (loader_) train_reward(update, steps, images, classes, values);
     report_actions(mean_actions, values);
     at::Tensor weights = at::zeros({}, long_options().dtype(at::kFloat));
-    for (const auto& [name, parameter] : optimizer_->parameters()) weights = weights + parameter.detach().abs().sum();
+    for (const auto& [name, parameter] : optimizer_->parameters())
+      weights = weights + parameter.detach().abs().sum();
     values.add("weights", weights);
     values.add("entropy", ppo.entropy);
     values.add("exploration", std_);
@@ -487,7 +518,8 @@ class PolicyRecipe : public Recipe {
     std::map<std::string, double> host;
     for (const auto& [name, value] : values.take()) {
       if (!std::isfinite(value))
-        throw RunError(cat(name, " is not finite; lower ppo.learning_rate or resume from an earlier checkpoint"));
+        throw RunError(
+            cat(name, " is not finite; lower ppo.learning_rate or resume from an earlier checkpoint"));
       host[name] = value;
       report.values.emplace_back(name, at::scalar_tensor(value, at::kDouble));
     }
@@ -545,7 +577,8 @@ class PolicyRecipe : public Recipe {
       }
     }
     // Step 0 sees nothing but the class, and most numbers of the last step change nothing.
-    values.add("actions/spread", mean.size(0) > 1 ? spread.narrow(0, 1, spread.size(0) - 1).mean() : spread.mean());
+    values.add("actions/spread",
+               mean.size(0) > 1 ? spread.narrow(0, 1, spread.size(0) - 1).mean() : spread.mean());
   }
 
   void watch_codes(const at::Tensor& tokens, ReportValues& values) {
@@ -578,17 +611,21 @@ class PolicyRecipe : public Recipe {
       warning(cat("update ", update, ": ", text));
     };
     if (get("clip_share") > 0.5)
-      say("clip", "more than half of the decisions changed so much that they were clipped; lower ppo.learning_rate");
+      say("clip",
+          "more than half of the decisions changed so much that they were clipped; lower ppo.learning_rate");
     if (get("accuracy_real") > 0.99 && get("accuracy_fake") > 0.99)
-      say("saturated", "the discriminator tells every generated image from a real one, so its reward says little; lower "
-                       "reward.discriminator.learning_rate or discriminator_steps, or switch its augmentation on");
+      say("saturated",
+          "the discriminator tells every generated image from a real one, so its reward says little; lower "
+          "reward.discriminator.learning_rate or discriminator_steps, or switch its augmentation on");
     if (std_ < 0.02)
-      say("entropy", cat("the exploration is down to ", std_, ": the policy hardly tries anything new; raise "
+      say("entropy", cat("the exploration is down to ", std_,
+                         ": the policy hardly tries anything new; raise "
                          "exploration.floor"));
     if (!settings_.network.shared()) {
       const double spread = get("actions/spread");
       if (widest_spread_ > 1e-3 && spread < 0.05 * widest_spread_)
-        say("same", "the actions no longer differ between samples: the policy has become one shared schedule");
+        say("same",
+            "the actions no longer differ between samples: the policy has become one shared schedule");
       widest_spread_ = std::max(widest_spread_, spread);
     }
     const double perplexity = get("code_perplexity"), classes = get("classes_seen");
@@ -611,7 +648,8 @@ class PolicyRecipe : public Recipe {
     try {
       TensorMap tensors;
       save(tensors);
-      write_tensors(file, tensors, {{"recipe", name()}, {"step", std::to_string(update)}, {"version", ADANAT_VERSION}});
+      write_tensors(file, tensors,
+                    {{"recipe", name()}, {"step", std::to_string(update)}, {"version", ADANAT_VERSION}});
     } catch (const std::exception& e) {
       return cat("; its state could not be saved (", e.what(), ")");
     }
@@ -634,8 +672,9 @@ class PolicyRecipe : public Recipe {
     const PolicySchedule policy(settings_, actor, steps, context_.device);
     const at::Tensor index = arange(0, count);
     const RolloutSchedule schedule(policy, {}, 0, false);
-    const at::Tensor tokens = sample(
-        *parts_.generator, plain_start(*parts_.generator, index.remainder(classes), kSampleSeed, index), schedule);
+    const at::Tensor tokens =
+        sample(*parts_.generator,
+               plain_start(*parts_.generator, index.remainder(classes), kSampleSeed, index), schedule);
     const at::Tensor images = decode(tokens.narrow(0, 0, shown));
     return {(images * 255).round().to(at::kByte).cpu(), schedule.decisions().mean_actions.cpu()};
   }
@@ -649,8 +688,9 @@ class PolicyRecipe : public Recipe {
       const int64_t count = std::min(config_.rollout_batch, config_.evaluate_images - begin);
       const at::Tensor index = arange(begin, count);
       const at::Tensor classes =
-          labels_.defined() ? labels_.index_select(0, (index * data_->size()).div(config_.evaluate_images, "trunc"))
-                            : index.remainder(parts_.generator->config().classes);
+          labels_.defined()
+              ? labels_.index_select(0, (index * data_->size()).div(config_.evaluate_images, "trunc"))
+              : index.remainder(parts_.generator->config().classes);
       made.add(pooled(decode(
           sample(*parts_.generator, plain_start(*parts_.generator, classes, kSampleSeed, index), schedule))));
     }
@@ -667,8 +707,7 @@ class PolicyRecipe : public Recipe {
     Loader loader(data_, options);
     std::optional<GaussianAccumulator> all;
     for (int64_t i = 0; i < loader.batches_per_epoch(); ++i) {
-      const at::Tensor features =
-          pooled(loader.batch(i).images.to(context_.device).to(at::kFloat) / 255);
+      const at::Tensor features = pooled(loader.batch(i).images.to(context_.device).to(at::kFloat) / 255);
       if (!all) all.emplace(features.size(1));
       all->add(features);
     }
@@ -699,7 +738,8 @@ class PolicyRecipe : public Recipe {
 std::unique_ptr<Recipe> make_policy_recipe(PolicyTrainConfig config, PolicyParts parts,
                                            std::shared_ptr<const ImageDataset> data, const PolicyFile* init,
                                            RecipeContext context) {
-  return std::make_unique<PolicyRecipe>(std::move(config), std::move(parts), std::move(data), init, std::move(context));
+  return std::make_unique<PolicyRecipe>(std::move(config), std::move(parts), std::move(data), init,
+                                        std::move(context));
 }
 
 }  // namespace adanat

@@ -1,4 +1,5 @@
-// Training of the policy: PPO against a reward that may be trained at the same time (spec/method.md section 6).
+// Training of the policy: PPO against a reward that may be trained at the same time (spec/method.md section
+// 6).
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -47,23 +48,28 @@ struct PolicyTrainConfig {
   std::string data;
   int64_t seed = 0;
   std::string store = "float32";
-  std::string generator_dtype = "auto";
+  std::string dtype = "auto";
   LoopConfig loop;
 
   static constexpr auto fields() {
     using C = PolicyTrainConfig;
     return std::tuple{
-        field("steps", &C::steps, "generation steps T; 0 = any of min_steps to max_steps, drawn per update; --steps wins"),
+        field("steps", &C::steps,
+              "generation steps T; 0 = any of min_steps to max_steps, drawn per update; --steps wins"),
         field("min_steps", &C::min_steps, "fewest steps (steps 0)"),
         field("max_steps", &C::max_steps, "most steps (steps 0)"),
-        field("shared", &C::shared, "one schedule for all samples, learned by the same PPO: a table, no network"),
+        field("shared", &C::shared,
+              "one schedule for all samples, learned by the same PPO: a table, no network"),
         field("network", &C::network, "sizes of actor and critic; what the generator fixes is taken from it"),
         field("base", &C::base,
-              "what a new policy does: heuristic (AdaNAT's), cosine (MaskGIT's with the model folder's or these options), "
+              "what a new policy does: heuristic (AdaNAT's), cosine (MaskGIT's with the model folder's or "
+              "these options), "
               "none, or a schedule FILE.json"),
         field("heuristic", &C::heuristic, "base heuristic"),
-        field("cosine", &C::cosine, "base cosine; where the config does not say it, the model folder's defaults"),
-        field("smoothing", &C::smoothing, "AdaGen's smoothing over the steps (0.8 for T > 10), [0, 1); 0 = none"),
+        field("cosine", &C::cosine,
+              "base cosine; where the config does not say it, the model folder's defaults"),
+        field("smoothing", &C::smoothing,
+              "AdaGen's smoothing over the steps (0.8 for T > 10), [0, 1); 0 = none"),
         field("rule", &C::rule, "re-mask rule: adanat, maskgit, or auto (the base table's, else adanat)"),
         field("ppo", &C::ppo, "the policy's optimisation"),
         field("exploration", &C::exploration, "noise on the raw outputs"),
@@ -71,12 +77,16 @@ struct PolicyTrainConfig {
         field("trajectories", &C::trajectories, "samples per update and process, >= 2"),
         field("rollout_batch", &C::rollout_batch, "samples made at a time, >= 1"),
         field("decode_batch", &C::decode_batch, "images decoded at a time, >= 1"),
-        field("memory", &C::memory, "states: store (bfloat16 features), recompute (from the tokens), auto (by memory_gib)"),
+        field("memory", &C::memory,
+              "states: store (bfloat16 features), recompute (from the tokens), auto (by memory_gib)"),
         field("memory_gib", &C::memory_gib, "largest size of stored states (memory auto), > 0"),
         field("discriminator_steps", &C::discriminator_steps, "steps of a trained reward per update, >= 0"),
-        field("discriminator_batch", &C::discriminator_batch, "real and generated images per such step, >= 2"),
-        field("fakes", &C::fakes, "their generated images: fresh (by the new policy), rollout (those of the update: no cost)"),
-        field("reals", &C::reals, "their real images: images, or reconstructions (what the tokenizer makes of them)"),
+        field("discriminator_batch", &C::discriminator_batch,
+              "real and generated images per such step, >= 2"),
+        field("fakes", &C::fakes,
+              "their generated images: fresh (by the new policy), rollout (those of the update: no cost)"),
+        field("reals", &C::reals,
+              "their real images: images, or reconstructions (what the tokenizer makes of them)"),
         field("classes", &C::classes, "classes of the samples: uniform, or data (as often as in the data)"),
         field("flip", &C::flip, "mirror half of the real images"),
         field("evaluate_images", &C::evaluate_images,
@@ -84,7 +94,7 @@ struct PolicyTrainConfig {
         field("data", &C::data, "data set of real images; --data wins"),
         field("seed", &C::seed, "of the weights, the order of the data and every random draw; --seed wins"),
         field("store", &C::store, "type of the weights written: float32, float16 or bfloat16"),
-        field("generator_dtype", &C::generator_dtype, "auto (float32 on CPUs without AMX), float32 or bfloat16"),
+        field("dtype", &C::dtype, "auto (float32 on CPUs without AMX), float32 or bfloat16"),
         field("loop", &C::loop, "updates and intervals"),
     };
   }
@@ -92,25 +102,28 @@ struct PolicyTrainConfig {
   bool operator==(const PolicyTrainConfig&) const = default;
 };
 
-// The frozen parts of a model folder, and what only the program can do. Generator and tokenizer are on the context's device,
-// in evaluation mode and without gradients.
+// The frozen parts of a model folder, and what only the program can do. Generator and tokenizer are on the
+// context's device, in evaluation mode and without gradients.
 struct PolicyParts {
   Generator generator{nullptr};
   Tokenizer tokenizer{nullptr};
-  std::string generator_hash;            // SHA-256 of generator.safetensors, "" = not known
-  std::shared_ptr<FeatureNet> features;  // the folder's features network: evaluation and warnings; may be null
+  std::string generator_hash;  // SHA-256 of generator.safetensors, "" = not known
+  std::shared_ptr<FeatureNet>
+      features;  // the folder's features network: evaluation and warnings; may be null
   std::function<std::unique_ptr<Reward>()> make_reward;
   std::function<Image(const at::Tensor& images)> grid;  // (B, 3, S, S) u8 -> one picture; may be empty
-  std::filesystem::path diagnostics;  // folder for the state of a run that met a value that is not finite; "" = nowhere
+  std::filesystem::path
+      diagnostics;  // folder for the state of a run that met a value that is not finite; "" = nowhere
 };
 
-// The settings that the policy's file will have. InputError: a base table for another T, shared without a fixed T.
+// The settings that the policy's file will have. InputError: a base table for another T, shared without a
+// fixed T.
 PolicySettings policy_settings(const PolicyTrainConfig& config, const GeneratorConfig& generator,
                                const std::string& generator_hash);
 
-// `init`: a policy to start from, or null. write_model() writes the policy (a shared one as schedule-T{steps}.json too) and
-// then calls context.finish_model. step() throws RunError, after saving its state to `diagnostics`, where a reward, a loss
-// or a weight is not finite.
+// `init`: a policy to start from, or null. write_model() writes the policy (a shared one as
+// schedule-T{steps}.json too) and then calls context.finish_model. step() throws RunError, after saving its
+// state to `diagnostics`, where a reward, a loss or a weight is not finite.
 std::unique_ptr<Recipe> make_policy_recipe(PolicyTrainConfig config, PolicyParts parts,
                                            std::shared_ptr<const ImageDataset> data, const PolicyFile* init,
                                            RecipeContext context);

@@ -26,8 +26,8 @@ void PolicySettings::validate() const {
   require(min_steps >= 1 && min_steps <= 1000, "min_steps", "1..1000", min_steps);
   require(max_steps >= min_steps && max_steps <= 1000, "max_steps", "min_steps..1000", max_steps);
   network.validate(), heuristic.validate(), cosine.validate();
-  require(residual == "none" || residual == "heuristic" || residual == "cosine" || residual == "table", "residual",
-          "none, heuristic, cosine or table", residual);
+  require(residual == "none" || residual == "heuristic" || residual == "cosine" || residual == "table",
+          "residual", "none, heuristic, cosine or table", residual);
   if (residual == "table") {
     table.validate();
     require(table.steps == steps, "table.steps", cat("the policy's steps, ", steps).c_str(), table.steps);
@@ -51,7 +51,8 @@ namespace {
 
 int64_t fitting_steps(const PolicySettings& settings, int64_t steps) {
   if (!settings.fits(steps))
-    throw InputError(cat("the policy was trained for ", settings.steps_text(), ", but ", steps, " are wanted; use --steps ",
+    throw InputError(cat("the policy was trained for ", settings.steps_text(), ", but ", steps,
+                         " are wanted; use --steps ",
                          settings.any_steps() ? settings.min_steps : settings.steps, " or another policy"));
   return steps;
 }
@@ -88,7 +89,8 @@ void PolicySchedule::see_tokens(ScheduleState* state, const at::Tensor& tokens) 
   if (settings_.network.input == "tokens") static_cast<PolicyState*>(state)->tokens = tokens;
 }
 
-at::Tensor PolicySchedule::raw_outputs(const PolicyState& state, int64_t step, const at::Tensor& features) const {
+at::Tensor PolicySchedule::raw_outputs(const PolicyState& state, int64_t step,
+                                       const at::Tensor& features) const {
   const at::NoGradGuard no_grad;
   PolicyNetwork actor = actor_;
   const at::Tensor input = settings_.network.input == "tokens" ? state.tokens : features.to(at::kFloat);
@@ -99,7 +101,8 @@ Action PolicySchedule::next(ScheduleState* state, int64_t step, const at::Tensor
   auto& mine = *static_cast<PolicyState*>(state);
   mine.smoothed = map_.smooth(mine.smoothed, raw_outputs(mine, step, features));
   Action action = map_.action(map_.values(step, mine.smoothed));
-  if (!shared_guidance_.empty()) action.guidance.fill_(shared_guidance_[size_t(step)]);  // as known_guidance says it
+  if (!shared_guidance_.empty())
+    action.guidance.fill_(shared_guidance_[size_t(step)]);  // as known_guidance says it
   return action;
 }
 
@@ -121,8 +124,8 @@ ScheduleTable PolicySchedule::table() const {
   PolicyNetwork actor = actor_;
   const at::Device device = actor->parameters().front().device();
   const at::Tensor t = at::arange(steps_, at::TensorOptions().dtype(at::kLong).device(device));
-  return table_of(action_base(settings_, steps_), settings_.smoothing, actor->step_terms(t, steps_).outputs.cpu(),
-                  settings_.rule);
+  return table_of(action_base(settings_, steps_), settings_.smoothing,
+                  actor->step_terms(t, steps_).outputs.cpu(), settings_.rule);
 }
 
 std::string policy_file_name(int64_t steps) {
@@ -134,8 +137,9 @@ void write_policy(const std::filesystem::path& file, const PolicySettings& setti
   settings.validate();
   TensorMap tensors;
   for (const auto& [name, tensor] : actor) tensors["actor." + name] = tensor.to(dtype);
-  write_tensors(file, tensors,
-                {{"format", kFormat}, {"config", config_to_json(settings).dump()}, {"version", ADANAT_VERSION}});
+  write_tensors(
+      file, tensors,
+      {{"format", kFormat}, {"config", config_to_json(settings).dump()}, {"version", ADANAT_VERSION}});
 }
 
 PolicyFile read_policy(const std::filesystem::path& file) {
@@ -145,10 +149,11 @@ PolicyFile read_policy(const std::filesystem::path& file) {
   TensorMap tensors = read_tensors(file, &metadata);
   const std::string format = metadata.contains("format") ? metadata["format"] : "";
   if (format.rfind(kFormatStem, 0) != 0)
-    throw InputError(cat(where, ": is no policy file (its metadata lacks format ", kFormat, "); a published policy goes ",
-                         "through `adanat convert` first"));
+    throw InputError(cat(where, ": is no policy file (its metadata lacks format ", kFormat,
+                         "); a published policy goes ", "through `adanat convert` first"));
   if (format != kFormat)
-    throw InputError(cat(where, ": has the format ", format, ", this program reads ", kFormat, "; use a newer adanat"));
+    throw InputError(
+        cat(where, ": has the format ", format, ", this program reads ", kFormat, "; use a newer adanat"));
   if (!metadata.contains("config")) throw InputError(cat(where, ": its metadata lacks the key \"config\""));
   PolicyFile out;
   out.settings = config_from_json<PolicySettings>(parse_json(metadata["config"], where), where);
@@ -158,13 +163,14 @@ PolicyFile read_policy(const std::filesystem::path& file) {
   for (const auto& [name, tensor] : tensors) held += uint64_t(tensor.numel());
   const PolicyNetworkConfig& net = out.settings.network;
   if (!net.shared() && uint64_t(net.flat()) * uint64_t(net.mlp) > held)
-    throw InputError(cat(where, ": holds ", held, " numbers, its settings speak of more (a layer of ", net.flat(), " by ",
-                         net.mlp, ")"));
+    throw InputError(cat(where, ": holds ", held, " numbers, its settings speak of more (a layer of ",
+                         net.flat(), " by ", net.mlp, ")"));
   if (!net.shared() && uint64_t(net.hidden) * uint64_t(net.hidden) > held)
     throw InputError(cat(where, ": holds ", held, " numbers, its settings speak of a width of ", net.hidden));
   TensorMap actor;
   for (const auto& [name, tensor] : tensors) {
-    if (name.rfind("actor.", 0) != 0) throw InputError(cat(where, ": unknown tensor ", name, "; keys begin with actor."));
+    if (name.rfind("actor.", 0) != 0)
+      throw InputError(cat(where, ": unknown tensor ", name, "; keys begin with actor."));
     actor.emplace(name.substr(6), tensor);
   }
   out.actor = PolicyNetwork(net, 4);
@@ -175,26 +181,28 @@ PolicyFile read_policy(const std::filesystem::path& file) {
   return out;
 }
 
-void check_policy(const PolicyFile& policy, const std::string& where, int64_t steps, int64_t width, int64_t grid_height,
-                  int64_t grid_width, int64_t codes, const std::string& generator_hash) {
+void check_policy(const PolicyFile& policy, const std::string& where, int64_t steps, int64_t width,
+                  int64_t grid_height, int64_t grid_width, int64_t codes, const std::string& generator_hash) {
   const PolicySettings& s = policy.settings;
   const PolicyNetworkConfig& net = s.network;
   if (steps != 0 && !s.fits(steps))
-    throw InputError(cat(where, ": is a policy for ", s.steps_text(), ", but ", steps, " are wanted; give ",
-                         s.any_steps() ? cat("--steps ", s.min_steps, "..", s.max_steps) : cat("--steps ", s.steps),
-                         " or another --policy"));
+    throw InputError(
+        cat(where, ": is a policy for ", s.steps_text(), ", but ", steps, " are wanted; give ",
+            s.any_steps() ? cat("--steps ", s.min_steps, "..", s.max_steps) : cat("--steps ", s.steps),
+            " or another --policy"));
   if (!net.shared()) {
     if (net.grid_height != grid_height || net.grid_width != grid_width)
       throw InputError(cat(where, ": is a policy for a grid of ", net.grid_height, "x", net.grid_width,
                            " tokens, the model has ", grid_height, "x", grid_width));
     if (net.input == "features" && net.input_width != width)
-      throw InputError(cat(where, ": reads features of width ", net.input_width, ", the model's generator has ", width));
+      throw InputError(
+          cat(where, ": reads features of width ", net.input_width, ", the model's generator has ", width));
     if (net.input == "tokens" && net.codes != codes)
       throw InputError(cat(where, ": reads tokens of ", net.codes, " codes, the model has ", codes));
   }
   if (!s.generator.empty() && !generator_hash.empty() && s.generator != generator_hash)
-    warning(cat(where, ": was trained with the generator ", s.generator.substr(0, 12), "..., the model holds ",
-                generator_hash.substr(0, 12), "...; its decisions may not fit"));
+    warning(cat(where, ": was trained with the generator ", s.generator.substr(0, 12),
+                "..., the model holds ", generator_hash.substr(0, 12), "...; its decisions may not fit"));
 }
 
 }  // namespace adanat

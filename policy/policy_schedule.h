@@ -1,4 +1,5 @@
-// A trained policy as a Schedule, and the file that holds it: policy-T{steps}.safetensors or policy-any.safetensors.
+// A trained policy as a Schedule, and the file that holds it: policy-T{steps}.safetensors or
+// policy-any.safetensors.
 #pragma once
 #include <filesystem>
 #include <functional>
@@ -41,11 +42,13 @@ struct PolicySettings {
         field("min_steps", &C::min_steps, "fewest steps (steps 0)"),
         field("max_steps", &C::max_steps, "most steps (steps 0)"),
         field("network", &C::network, "sizes of the network"),
-        field("residual", &C::residual, "what outputs of 0 mean: none (activation of 0), heuristic, cosine or table"),
+        field("residual", &C::residual,
+              "what outputs of 0 mean: none (activation of 0), heuristic, cosine or table"),
         field("heuristic", &C::heuristic, "residual heuristic"),
         field("cosine", &C::cosine, "residual cosine: the options of the cosine table"),
         field("table", &C::table, "residual table: the table itself"),
-        field("smoothing", &C::smoothing, "AdaGen's beta: share of the last step's smoothed output, [0, 1); 0 = none"),
+        field("smoothing", &C::smoothing,
+              "AdaGen's beta: share of the last step's smoothed output, [0, 1); 0 = none"),
         field("rule", &C::rule, "re-mask rule: adanat or maskgit"),
         field("generator", &C::generator, "SHA-256 of the generator it was trained with; empty = not known"),
     };
@@ -108,14 +111,17 @@ struct PolicyFile {
 
 // "policy-T4.safetensors"; "policy-any.safetensors" for 0.
 std::string policy_file_name(int64_t steps);
-// Keys `actor.…`; metadata "format" = "adanat-policy-1", "config" = the settings as JSON, "version". Written atomically.
+// Keys `actor.…`; metadata "format" = "adanat-policy-1", "config" = the settings as JSON, "version". Written
+// atomically.
 void write_policy(const std::filesystem::path& file, const PolicySettings& settings, const TensorMap& actor,
                   at::ScalarType dtype = at::kFloat);
 // InputError naming the file: no policy, a newer format, bad settings, tensors that do not fit them.
 PolicyFile read_policy(const std::filesystem::path& file);
-// InputError that says both sides where the policy was made for another width, grid, codebook or number of steps
-// (`steps` 0 = any is fine); a warning where it was trained with another generator (`generator_hash` "" = not known).
-void check_policy(const PolicyFile& policy, const std::string& where, int64_t steps, int64_t width, int64_t grid_height,
-                  int64_t grid_width, int64_t codes, const std::string& generator_hash);
+// InputError that says both sides where the policy was made for another width, grid, codebook or number of
+// steps
+// (`steps` 0 = any is fine); a warning where it was trained with another generator (`generator_hash` "" = not
+// known).
+void check_policy(const PolicyFile& policy, const std::string& where, int64_t steps, int64_t width,
+                  int64_t grid_height, int64_t grid_width, int64_t codes, const std::string& generator_hash);
 
 }  // namespace adanat

@@ -49,8 +49,8 @@ at::Tensor normalise_returns(const at::Tensor& returns) {
   return (returns - returns.mean()) / (returns.std(/*unbiased=*/true) + 1e-7);
 }
 
-PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch, const PpoConfig& config,
-                     const std::function<void(int64_t, const PpoEpoch&)>& observe) {
+PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch,
+                     const PpoConfig& config, const std::function<void(int64_t, const PpoEpoch&)>& observe) {
   const int64_t rows = batch.raw.size(0);
   const int64_t part = config.minibatch > 0 ? std::min(config.minibatch, rows) : rows;
   const double share = 1 / double(rows);
@@ -69,12 +69,15 @@ PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBa
       const int64_t count = std::min(part, rows - begin);
       const auto slice = [&](const at::Tensor& x) { return x.narrow(0, begin, count); };
       const at::Tensor input = batch.inputs(begin, count), step = slice(batch.step);
-      const at::Tensor mean = network.actor->forward(input, network.actor->step_terms(all_steps, batch.steps).rows(step));
+      const at::Tensor mean =
+          network.actor->forward(input, network.actor->step_terms(all_steps, batch.steps).rows(step));
       const at::Tensor value =
-          network.critic->forward(input, network.critic->step_terms(all_steps, batch.steps).rows(step)).squeeze(1);
+          network.critic->forward(input, network.critic->step_terms(all_steps, batch.steps).rows(step))
+              .squeeze(1);
       const at::Tensor log_prob = gaussian_log_prob(slice(batch.raw), mean, batch.std);
       const at::Tensor ratio = (log_prob - slice(batch.log_prob)).exp();
-      // In the first epoch the weights are still those of the rollout: the value before the update is this one.
+      // In the first epoch the weights are still those of the rollout: the value before the update is this
+      // one.
       const at::Tensor gain = epoch == 0 ? slice(returns) - value.detach() : slice(advantage);
       const at::Tensor surrogate =
           -at::minimum(ratio * gain, ratio.clamp(1 - config.clip, 1 + config.clip) * gain).sum() * share;
@@ -88,7 +91,8 @@ PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBa
       if (observe) means.push_back(mean.detach()), values.push_back(value.detach());
     }
     const at::Tensor ratio = at::cat(ratios), log_prob = at::cat(log_probs);
-    const at::Tensor loss = surrogate_sum + value_sum * config.value_weight - config.entropy_weight * report.entropy;
+    const at::Tensor loss =
+        surrogate_sum + value_sum * config.value_weight - config.entropy_weight * report.entropy;
     if (epoch == 0) {
       advantage = returns - at::cat(old_values);
       report.advantage_std = advantage.std(true);

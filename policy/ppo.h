@@ -27,17 +27,20 @@ struct PpoConfig {
         field("epochs", &C::epochs, "full-batch steps per update, >= 1"),
         field("clip", &C::clip, "ratios are clipped to 1 - clip .. 1 + clip, in (0, 1)"),
         field("value_weight", &C::value_weight, "weight of the critic's squared error, >= 0"),
-        field("entropy_weight", &C::entropy_weight, "weight of the entropy, a constant at fixed exploration, >= 0"),
+        field("entropy_weight", &C::entropy_weight,
+              "weight of the entropy, a constant at fixed exploration, >= 0"),
         field("gradient_clip", &C::gradient_clip, "largest L2 norm of the gradient, 0 = none"),
         field("minibatch", &C::minibatch,
-              "rows (samples x steps) through the network at a time, gradients added up; 0 = as the rollout's batches"),
+              "rows (samples x steps) through the network at a time, gradients added up; 0 = as the "
+              "rollout's batches"),
     };
   }
   void validate() const;
   bool operator==(const PpoConfig&) const = default;
 };
 
-// Width of the exploration by update: `std`, lowered once by `decrease` after update `after` (0-based), not below `floor`.
+// Width of the exploration by update: `std`, lowered once by `decrease` after update `after` (0-based), not
+// below `floor`.
 struct ExplorationConfig {
   double std = 0.6;
   double decrease = 0.3;
@@ -83,11 +86,11 @@ struct PpoEpoch {
 struct PpoReport {
   at::Tensor return_mean, return_std;  // of the raw returns
   at::Tensor advantage_std;
-  at::Tensor surrogate;    // mean of -min(...) in the last epoch
-  at::Tensor loss;         // whole, last epoch
-  at::Tensor clip_share;   // rows whose ratio lies outside the clip range, last epoch
-  at::Tensor approx_kl;    // mean of (ratio - 1) - log ratio, last epoch
-  at::Tensor value_error;  // mean (V - R)^2, first epoch: what the critic knew before this update
+  at::Tensor surrogate;          // mean of -min(...) in the last epoch
+  at::Tensor loss;               // whole, last epoch
+  at::Tensor clip_share;         // rows whose ratio lies outside the clip range, last epoch
+  at::Tensor approx_kl;          // mean of (ratio - 1) - log ratio, last epoch
+  at::Tensor value_error;        // mean (V - R)^2, first epoch: what the critic knew before this update
   at::Tensor first_ratio_error;  // largest |ratio - 1| in the first epoch: rounding only
   double entropy = 0;
 };
@@ -95,10 +98,11 @@ struct PpoReport {
 // (R - mean) / (unbiased std + 1e-7).
 at::Tensor normalise_returns(const at::Tensor& returns);
 
-// `epochs` full-batch steps of -min(ratio A, clip(ratio) A) + value_weight MSE(V, R) - entropy_weight H, every mean over all
-// R rows; A = normalised return - value before the update. `observe` is called before each step, with the gradients in
-// place. The optimizer holds the parameters of `network`.
-PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch, const PpoConfig& config,
+// `epochs` full-batch steps of -min(ratio A, clip(ratio) A) + value_weight MSE(V, R) - entropy_weight H,
+// every mean over all R rows; A = normalised return - value before the update. `observe` is called before
+// each step, with the gradients in place. The optimizer holds the parameters of `network`.
+PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch,
+                     const PpoConfig& config,
                      const std::function<void(int64_t epoch, const PpoEpoch&)>& observe = {});
 
 // Plain Adam as the reference has it.

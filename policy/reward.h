@@ -41,7 +41,7 @@ class Reward {
   // Whether there is anything to train; train_step may be called only then.
   virtual bool trains() const { return false; }
   // One update by the reward's own optimizer: real images up, fake ones down. The two batches may differ in
-  // size. RunError if the loss is not finite (nothing has been changed then).
+  // size. RunError if the loss or its gradient is not finite (weights and vectors keep their values then).
   virtual RewardReport train_step(const at::Tensor& real_images, const at::Tensor& real_conditions,
                                   const at::Tensor& fake_images, const at::Tensor& fake_conditions);
 
@@ -131,10 +131,10 @@ struct RewardContext {
   int64_t image_size = 0;
   int64_t classes = 0;     // class conditions: their number; not read where text_width > 0
   int64_t text_width = 0;  // text conditions: width of the embedding; 0 = class conditions
-  std::filesystem::path
-      features;  // the model folder's features.safetensors; may be empty where no kind needs it
-  std::filesystem::path
-      measure;  // the network that judges: no reward may see it. May be empty, then roles alone are checked
+  // The model folder's features.safetensors; may be empty where no kind needs it.
+  std::filesystem::path features = {};
+  // The network that judges: no reward may see it. May be empty, then roles alone are checked.
+  std::filesystem::path measure = {};
   at::Device device = at::kCPU;
   uint64_t seed = 0;  // of crops and augmentation. Weights are drawn from torch's default generator.
 };

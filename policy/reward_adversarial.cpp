@@ -43,7 +43,6 @@ class AdversarialReward : public Reward {
       conv_ = std::make_shared<ConvDiscriminator>(context.image_size, config.conv_width, condition);
     }
     module().to(context.device);
-    module().train();
     optimizer_ = std::make_unique<Optimizer>(named_parameters(module()),
                                              OptimizerConfig{.learning_rate = config_.learning_rate,
                                                              .weight_decay = 0,
@@ -67,7 +66,6 @@ class AdversarialReward : public Reward {
       const at::Tensor mean = logits(seen, conditions.narrow(0, begin, rows)).mean(1);
       parts.push_back(config_.output == "sigmoid" ? at::sigmoid(mean) : mean);
     }
-    module().train();
     return checked_scores(name_, at::cat(parts));
   }
 
@@ -76,6 +74,10 @@ class AdversarialReward : public Reward {
     check_reward_batch(name_, context_, real_images, real_conditions);
     check_reward_batch(name_, context_, fake_images, fake_conditions);
     const at::AutoGradMode with_grad(true);
+    module().train();
+    const std::vector<at::Tensor> buffers = module().buffers();
+    std::vector<at::Tensor> before;
+    for (const at::Tensor& buffer : buffers) before.push_back(buffer.clone());
     // The real batch first: each forward turns the spectral norms' vectors once.
     const at::Tensor real = logits(training_view(real_images.detach()), real_conditions);
     const at::Tensor fake = logits(training_view(fake_images.detach()), fake_conditions);
@@ -87,6 +89,7 @@ class AdversarialReward : public Reward {
     const at::Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients)));
     if (!at::isfinite(loss.detach() + norm).item<bool>()) {
       optimizer_->zero_grad();
+      for (size_t i = 0; i < buffers.size(); ++i) buffers[i].copy_(before[i]);
       throw RunError(cat("reward ", name_, ": the loss or its gradient is not finite; go back to an earlier ",
                          "checkpoint, or lower the reward's learning_rate"));
     }

@@ -20,28 +20,31 @@ namespace {
 
 constexpr int64_t kLow32 = 0xFFFFFFFFll;
 
-// (low, high) words of a 32 x 32 bit product in int64 lanes. The product wraps, and the shift carries the sign: both lie
-// above the bits that are kept.
+// (low, high) words of a 32 x 32 bit product in int64 lanes. The product wraps, and the shift carries the
+// sign: both lie above the bits that are kept.
 std::pair<at::Tensor, at::Tensor> multiply(const at::Tensor& x, int64_t by) {
   const at::Tensor product = x * by;
   return {product.bitwise_and(kLow32), product.bitwise_right_shift(32).bitwise_and(kLow32)};
 }
 
-// philox4x32_10 (kernels/philox.h) in tensor operations, so that no draw leaves its device. Words as i64 in [0, 2^32).
-// The tensors broadcast.
+// philox4x32_10 (kernels/philox.h) in tensor operations, so that no draw leaves its device. Words as i64 in
+// [0, 2^32). The tensors broadcast.
 std::array<at::Tensor, 4> philox(std::array<at::Tensor, 4> counter, const at::Tensor& key) {
   at::Tensor k0 = key.bitwise_and(kLow32), k1 = key.bitwise_right_shift(32).bitwise_and(kLow32);
   for (int round = 0; round < 10; ++round) {
     const auto [low0, high0] = multiply(counter[0], 0xD2511F53ll);
     const auto [low1, high1] = multiply(counter[2], 0xCD9E8D57ll);
-    counter = {high1.bitwise_xor(counter[1]).bitwise_xor(k0), low1, high0.bitwise_xor(counter[3]).bitwise_xor(k1), low0};
+    counter = {high1.bitwise_xor(counter[1]).bitwise_xor(k0), low1,
+               high0.bitwise_xor(counter[3]).bitwise_xor(k1), low0};
     k0 = (k0 + 0x9E3779B9ll).bitwise_and(kLow32);
     k1 = (k1 + 0xBB67AE85ll).bitwise_and(kLow32);
   }
   return counter;
 }
 
-int64_t stream_word(kernels::Stream stream) { return int64_t(stream) << 16; }
+int64_t stream_word(kernels::Stream stream) {
+  return int64_t(stream) << 16;
+}
 
 // kernels::unit_open in float64; exact, since its values are multiples of 2^-24.
 at::Tensor unit_open(const at::Tensor& bits) {
@@ -51,7 +54,8 @@ at::Tensor unit_open(const at::Tensor& bits) {
 }  // namespace
 
 at::Tensor exploration_noise(const at::Tensor& seed, const at::Tensor& image_index, int64_t steps) {
-  const at::Tensor step = at::arange(steps, image_index.options()) + stream_word(kernels::Stream::kExploration);
+  const at::Tensor step =
+      at::arange(steps, image_index.options()) + stream_word(kernels::Stream::kExploration);
   const at::Tensor index = image_index.unsqueeze(1), zero = at::zeros_like(index);
   const auto words = philox({zero, zero, index, step.unsqueeze(0)}, seed.unsqueeze(1));
   std::vector<at::Tensor> normals;
@@ -75,7 +79,9 @@ at::Tensor gaussian_log_prob(const at::Tensor& raw, const at::Tensor& mean, doub
   return ((raw - mean) / std).square().sum(1) * -0.5 - constant;
 }
 
-double gaussian_entropy(double std) { return 4 * (0.5 + 0.5 * std::log(2 * std::numbers::pi) + std::log(std)); }
+double gaussian_entropy(double std) {
+  return 4 * (0.5 + 0.5 * std::log(2 * std::numbers::pi) + std::log(std));
+}
 
 RolloutSchedule::RolloutSchedule(const PolicySchedule& policy, at::Tensor noise, double std, bool round)
     : policy_(policy), noise_(std::move(noise)), std_(std), round_(round) {}
@@ -105,10 +111,13 @@ Decisions RolloutSchedule::decisions() const {
 int64_t state_bytes(StateMemory memory, int64_t trajectories, int64_t steps, int64_t tokens, int64_t width) {
   const int64_t rows = trajectories * steps;
   switch (memory) {
-    case StateMemory::kFeatures: return rows * tokens * width * 2;
+    case StateMemory::kFeatures:
+      return rows * tokens * width * 2;
     case StateMemory::kRecompute:
-    case StateMemory::kTokens: return rows * tokens * 4;
-    case StateMemory::kNothing: break;
+    case StateMemory::kTokens:
+      return rows * tokens * 4;
+    case StateMemory::kNothing:
+      break;
   }
   return 0;
 }
@@ -143,7 +152,8 @@ void StateBuffer::on_step(const StepView& view) {
 
 at::Tensor StateBuffer::inputs(int64_t begin, int64_t count) const {
   if (memory_ == StateMemory::kNothing) return at::empty({count}, at::TensorOptions().device(device_));
-  if (memory_ == StateMemory::kFeatures) return features_.flatten(0, 1).narrow(0, begin, count).to(at::kFloat);
+  if (memory_ == StateMemory::kFeatures)
+    return features_.flatten(0, 1).narrow(0, begin, count).to(at::kFloat);
   const at::Tensor tokens = tokens_.flatten(0, 1).narrow(0, begin, count).to(at::kLong);
   if (memory_ == StateMemory::kTokens) return tokens;
   const at::NoGradGuard no_grad;

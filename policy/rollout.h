@@ -9,8 +9,9 @@
 
 namespace adanat {
 
-// Standard normal noise of the exploration, (B, T, 4) f32, a function of its coordinates alone: Philox at counter
-// (0, 0, image index, step | 2 << 16), words 0, 1 and 2, 3 through Box-Muller. seed, image_index (B) i64, on their device.
+// Standard normal noise of the exploration, (B, T, 4) f32, a function of its coordinates alone: Philox at
+// counter (0, 0, image index, step | 2 << 16), words 0, 1 and 2, 3 through Box-Muller. seed, image_index (B)
+// i64, on their device.
 at::Tensor exploration_noise(const at::Tensor& seed, const at::Tensor& image_index, int64_t steps);
 
 // Uniform integers in [0, n): word 0 of Philox at counter (0, 0, image index, stream 3), key seed. (B) i64.
@@ -31,15 +32,17 @@ struct Decisions {
 // A policy that explores. Used for one run of the sampler at a time.
 class RolloutSchedule : public Schedule {
  public:
-  // noise (B, T, 4). With `round` the actor reads the features as bfloat16 keeps them, so that what is kept is what was
-  // seen. Without std (0) the mean action is taken.
+  // noise (B, T, 4). With `round` the actor reads the features as bfloat16 keeps them, so that what is kept
+  // is what was seen. Without std (0) the mean action is taken.
   RolloutSchedule(const PolicySchedule& policy, at::Tensor noise, double std, bool round);
 
   std::string name() const override { return "rollout"; }
   int64_t steps() const override { return policy_.steps(); }
   kernels::RemaskRule rule() const override { return policy_.rule(); }
   std::unique_ptr<ScheduleState> begin(int64_t batch, at::Device device) const override;
-  void see_tokens(ScheduleState* state, const at::Tensor& tokens) const override { policy_.see_tokens(state, tokens); }
+  void see_tokens(ScheduleState* state, const at::Tensor& tokens) const override {
+    policy_.see_tokens(state, tokens);
+  }
   Action next(ScheduleState* state, int64_t step, const at::Tensor& features) const override;
   std::optional<double> known_guidance(int64_t) const override { return std::nullopt; }
 
@@ -67,13 +70,14 @@ int64_t state_bytes(StateMemory memory, int64_t trajectories, int64_t steps, int
 // All states of one update, row t * trajectories + b. The generator must outlive it (kRecompute).
 class StateBuffer : public SamplerObserver {
  public:
-  StateBuffer(StateMemory memory, GeneratorImpl& generator, int64_t trajectories, int64_t steps, at::Device device);
+  StateBuffer(StateMemory memory, GeneratorImpl& generator, int64_t trajectories, int64_t steps,
+              at::Device device);
 
   // Samples [begin, begin + conditions.size(0)) come next. conditions as the sampler takes them.
   void expect(int64_t begin, const at::Tensor& conditions);
   void on_step(const StepView& view) override;
-  // What the policy reads at rows [begin, begin + count): (count, N, D) f32 features as rounded to bfloat16, (count, N) i64
-  // tokens, or (count) of nothing.
+  // What the policy reads at rows [begin, begin + count): (count, N, D) f32 features as rounded to bfloat16,
+  // (count, N) i64 tokens, or (count) of nothing.
   at::Tensor inputs(int64_t begin, int64_t count) const;
 
  private:

@@ -26,17 +26,19 @@ void ScheduleSearchConfig::validate() const {
 std::vector<size_t> best_tables(const std::vector<SearchedTable>& history, int64_t count) {
   std::vector<size_t> order(history.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return history[a].score < history[b].score; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return history[a].score < history[b].score; });
   order.resize(std::min(order.size(), size_t(count)));
   return order;
 }
 
-std::vector<double> propose_table(const ScheduleSearchConfig& config, const std::vector<SearchedTable>& history) {
+std::vector<double> propose_table(const ScheduleSearchConfig& config,
+                                  const std::vector<SearchedTable>& history) {
   const auto i = uint32_t(history.size());
   std::vector<double> raw(size_t(config.steps) * 4, 0);
   if (i == 0) return raw;
-  const at::Tensor noise = exploration_noise(at::full({1}, config.seed, at::kLong), at::full({1}, int64_t(i), at::kLong),
-                                             config.steps)
+  const at::Tensor noise = exploration_noise(at::full({1}, config.seed, at::kLong),
+                                             at::full({1}, int64_t(i), at::kLong), config.steps)
                                .contiguous();
   const float* normal = noise.const_data_ptr<float>();
   if (config.method == "random" || history.size() < size_t(config.population)) {
@@ -49,13 +51,15 @@ std::vector<double> propose_table(const ScheduleSearchConfig& config, const std:
   raw = history[best[kernels::bounded(pick.x, uint32_t(best.size()))]].raw;
   const size_t always = kernels::bounded(pick.y, uint32_t(raw.size()));
   for (size_t k = 0; k < raw.size(); ++k) {
-    const auto coin = kernels::draw(uint64_t(config.seed), 2, uint32_t(k), i, 0, kernels::Stream::kExploration);
+    const auto coin =
+        kernels::draw(uint64_t(config.seed), 2, uint32_t(k), i, 0, kernels::Stream::kExploration);
     if (k == always || (coin.x & 1u) != 0) raw[k] += config.mutation * double(normal[k]);
   }
   return raw;
 }
 
-ScheduleTable searched_table(const ActionBase& start, const std::vector<double>& raw, const std::string& rule) {
+ScheduleTable searched_table(const ActionBase& start, const std::vector<double>& raw,
+                             const std::string& rule) {
   return table_of(start, 0, at::tensor(raw, at::kDouble).view({-1, 4}), rule);
 }
 

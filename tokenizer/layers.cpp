@@ -28,7 +28,9 @@ NormImpl::NormImpl(int64_t channels) : groups_(std::gcd(int64_t{32}, channels)) 
   bias = register_parameter("bias", at::zeros({channels}));
 }
 
-at::Tensor NormImpl::forward(const at::Tensor& x) const { return at::group_norm(x, groups_, weight, bias, 1e-6); }
+at::Tensor NormImpl::forward(const at::Tensor& x) const {
+  return at::group_norm(x, groups_, weight, bias, 1e-6);
+}
 
 void choose_layout(torch::nn::Module& module) {
   const at::NoGradGuard no_grad;

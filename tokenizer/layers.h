@@ -1,5 +1,6 @@
-// The two layers that the tokenizer and its discriminator are made of, with channel counts that need not be multiples of 32.
-// Own modules instead of torch/nn.h: the whole of it costs every includer seconds to compile.
+// The two layers that the tokenizer and its discriminator are made of, with channel counts that need not be
+// multiples of 32. Own modules instead of torch/nn.h: the whole of it costs every includer seconds to
+// compile.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
@@ -7,7 +8,8 @@
 
 namespace adanat::vqgan {
 
-// 2-D convolution, square kernel; weight (out, in, k, k), optional bias (out), both from U(-1/sqrt(in*k*k), +).
+// 2-D convolution, square kernel; weight (out, in, k, k), optional bias (out), both from U(-1/sqrt(in*k*k),
+// +).
 class ConvImpl : public torch::nn::Module {
  public:
   ConvImpl(int64_t in, int64_t out, int64_t kernel, bool with_bias, int64_t stride = 1, int64_t padding = -1);
@@ -32,10 +34,11 @@ class NormImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Norm);
 
-// Stores every 4-d parameter in the layout that its device is faster with; convolutions then run in it throughout. Values do
-// not change. Call before an optimizer or an average is built over the parameters, so that theirs follows.
-// CUDA: channels-last, which tensor cores read. CPU: as it is; channels-last there costs a third of the speed (64 channels at
-// 16x16, batch 64, one core of an EPYC with AVX-512: 89 images/s in training against 125, 236 against 355 forward alone).
+// Stores every 4-d parameter in the layout that its device is faster with; convolutions then run in it
+// throughout. Values do not change. Call before an optimizer or an average is built over the parameters, so
+// that theirs follows. CUDA: channels-last, which tensor cores read. CPU: as it is; channels-last there costs
+// a third of the speed (64 channels at 16x16, batch 64, one core of an EPYC with AVX-512: 89 images/s in
+// training against 125, 236 against 355 forward alone).
 void choose_layout(torch::nn::Module& module);
 
 }  // namespace adanat::vqgan

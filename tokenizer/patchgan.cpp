@@ -32,8 +32,8 @@ PatchDiscriminatorImpl::PatchDiscriminatorImpl(const PatchGanConfig& config) {
 at::Tensor PatchDiscriminatorImpl::forward(const at::Tensor& images) const {
   const int64_t halvings = int64_t(norms_.size());
   if (images.dim() != 4 || images.size(1) != 3 || std::min(images.size(2), images.size(3)) >> halvings < 3)
-    throw InputError(cat("gan.layers = ", halvings, " needs images of at least ", 3 << halvings, " pixels, got ",
-                         images.sizes()));
+    throw InputError(cat("gan.layers = ", halvings, " needs images of at least ", 3 << halvings,
+                         " pixels, got ", images.sizes()));
   at::Tensor h = at::leaky_relu(convs_[0]->forward(images * 2 - 1), 0.2);
   for (size_t i = 0; i < norms_.size(); ++i)
     h = at::leaky_relu(norms_[i]->forward(convs_[i + 1]->forward(h)), 0.2);
@@ -44,7 +44,9 @@ at::Tensor hinge_discriminator_loss(const at::Tensor& real, const at::Tensor& fa
   return 0.5 * (at::relu(1 - real).mean() + at::relu(1 + fake).mean());
 }
 
-at::Tensor hinge_generator_loss(const at::Tensor& fake) { return -fake.mean(); }
+at::Tensor hinge_generator_loss(const at::Tensor& fake) {
+  return -fake.mean();
+}
 
 at::Tensor adaptive_weight(const at::Tensor& grad_nll, const at::Tensor& grad_gan, double weight) {
   const at::Tensor ratio = at::linalg_vector_norm(grad_nll) / (at::linalg_vector_norm(grad_gan) + 1e-4);

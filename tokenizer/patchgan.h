@@ -15,19 +15,22 @@ struct PatchGanConfig {
   static constexpr auto fields() {
     using C = PatchGanConfig;
     return std::tuple{
-        field("weight", &C::weight, "factor on the adaptive weight of the adversarial loss, >= 0; 0 = no discriminator"),
+        field("weight", &C::weight,
+              "factor on the adaptive weight of the adversarial loss, >= 0; 0 = no discriminator"),
         field("start", &C::start, "first update with the adversarial loss, 0-based"),
         field("width", &C::width, "channels of the first convolution; doubled per layer, at most 8 times"),
-        field("layers", &C::layers, "convolutions that halve the side, >= 1; a patch is 16, 34, 70, ... pixels wide"),
+        field("layers", &C::layers,
+              "convolutions that halve the side, >= 1; a patch is 16, 34, 70, ... pixels wide"),
     };
   }
   void validate() const;
   bool operator==(const PatchGanConfig&) const = default;
 };
 
-// conv 4x4 stride 2, leaky ReLU 0.2; (layers-1) x [conv 4x4 stride 2, norm, leaky ReLU]; [conv 4x4, norm, leaky ReLU];
-// conv 4x4 to one logit per patch. GroupNorm instead of the usual batch norm: an image's logits do not depend on its batch
-// mates, so real and fake images can share a forward pass, and there is no state besides the weights.
+// conv 4x4 stride 2, leaky ReLU 0.2; (layers-1) x [conv 4x4 stride 2, norm, leaky ReLU]; [conv 4x4, norm,
+// leaky ReLU]; conv 4x4 to one logit per patch. GroupNorm instead of the usual batch norm: an image's logits
+// do not depend on its batch mates, so real and fake images can share a forward pass, and there is no state
+// besides the weights.
 class PatchDiscriminatorImpl : public torch::nn::Module {
  public:
   explicit PatchDiscriminatorImpl(const PatchGanConfig& config);
@@ -45,8 +48,9 @@ at::Tensor hinge_discriminator_loss(const at::Tensor& real, const at::Tensor& fa
 // -mean(fake), 0-d.
 at::Tensor hinge_generator_loss(const at::Tensor& fake);
 
-// |grad_nll| / (|grad_gan| + 1e-4), clamped to [0, 1e4], times `weight`: the factor on the adversarial loss that makes it
-// pull at the decoder's last weights as strongly as the other losses do. Gradients of the two losses there; 0-d, detached.
+// |grad_nll| / (|grad_gan| + 1e-4), clamped to [0, 1e4], times `weight`: the factor on the adversarial loss
+// that makes it pull at the decoder's last weights as strongly as the other losses do. Gradients of the two
+// losses there; 0-d, detached.
 at::Tensor adaptive_weight(const at::Tensor& grad_nll, const at::Tensor& grad_gan, double weight);
 
 }  // namespace adanat

@@ -24,7 +24,9 @@ void QuantizerConfig::validate() const {
   require(revive_after >= 0, "quantizer.revive_after", ">= 0", revive_after);
 }
 
-at::Tensor straight_through(const at::Tensor& z, const at::Tensor& z_q) { return z + (z_q - z).detach(); }
+at::Tensor straight_through(const at::Tensor& z, const at::Tensor& z_q) {
+  return z + (z_q - z).detach();
+}
 
 at::Tensor codebook_loss(const at::Tensor& z, const at::Tensor& z_q, double commitment) {
   return at::mse_loss(z_q, z.detach()) + commitment * at::mse_loss(z, z_q.detach());
@@ -96,7 +98,9 @@ void Quantizer::update(const Quantized& batch) {
   age_.masked_fill_(dead, 0);
 }
 
-at::Tensor Quantizer::usage() const { return (age_ < kUsageWindow).to(at::kFloat).mean(); }
+at::Tensor Quantizer::usage() const {
+  return (age_ < kUsageWindow).to(at::kFloat).mean();
+}
 
 at::Tensor Quantizer::perplexity(const at::Tensor& ids) const {
   const at::NoGradGuard no_grad;
@@ -118,7 +122,8 @@ void Quantizer::load(const TensorMap& in, const std::string& prefix, const std::
     const auto it = in.find(prefix + name);
     if (it == in.end()) throw InputError(cat(where, ": lacks the quantizer's tensor ", prefix, name));
     if (it->second.sizes() != tensor.sizes())
-      throw InputError(cat(where, ": ", prefix, name, " has shape ", it->second.sizes(), ", wanted ", tensor.sizes()));
+      throw InputError(
+          cat(where, ": ", prefix, name, " has shape ", it->second.sizes(), ", wanted ", tensor.sizes()));
     tensor.copy_(it->second);
   }
 }

@@ -1,5 +1,6 @@
-// Training of the codebook: straight-through quantisation, its losses, the two ways to move the codes, revival of dead ones.
-// Source: spec/method.md section 2; EMA codebook: van den Oord et al. 2017, appendix A.1; unit-length codes: Yu et al. 2022.
+// Training of the codebook: straight-through quantisation, its losses, the two ways to move the codes,
+// revival of dead ones. Source: spec/method.md section 2; EMA codebook: van den Oord et al. 2017, appendix
+// A.1; unit-length codes: Yu et al. 2022.
 #pragma once
 #include "core/train/optimizer.h"
 #include "tokenizer/vqgan.h"
@@ -16,7 +17,8 @@ struct QuantizerConfig {
   static constexpr auto fields() {
     using C = QuantizerConfig;
     return std::tuple{
-        field("codebook", &C::codebook, "how codes move: ema (averages of the latents that chose them) or gradient"),
+        field("codebook", &C::codebook,
+              "how codes move: ema (averages of the latents that chose them) or gradient"),
         field("decay", &C::decay, "ema: share of the old average kept at each update, [0, 1)"),
         field("epsilon", &C::epsilon, "ema: Laplace smoothing of the counts, > 0"),
         field("commitment", &C::commitment, "weight of the term that pulls latents to their codes, >= 0"),
@@ -41,22 +43,22 @@ struct Quantized {
   at::Tensor rows;   // (B*N, C) detached latents as compared (of unit length with normalize_codes)
 };
 
-// The codebook of one tokenizer while it is trained; owns what shipped weights do not need (counts, sums, ages).
-// Not thread-safe. One process: counts are not shared between ranks.
+// The codebook of one tokenizer while it is trained; owns what shipped weights do not need (counts, sums,
+// ages). Not thread-safe. One process: counts are not shared between ranks.
 class Quantizer {
  public:
   // Moves tokenizer's embedding in place. With "ema" it wants no gradient from now on.
   Quantizer(Tokenizer tokenizer, QuantizerConfig config);
 
-  // Latents (B, C, h, w), float32 -> see above. The first call ever replaces the codebook by random latents of the batch
-  // (unless keep_codebook() or load() came before): random codes would nearly all be dead.
+  // Latents (B, C, h, w), float32 -> see above. The first call ever replaces the codebook by random latents
+  // of the batch (unless keep_codebook() or load() came before): random codes would nearly all be dead.
   Quantized quantize(const at::Tensor& latents);
   void keep_codebook() { started_.fill_(1); }
 
-  // After the optimizer's step: moves the codes ("ema"), ages them, revives the dead. Draws V numbers from torch's default
-  // generator at each call whether codes are dead or not, so no device has to be waited for.
-  //   size_v <- decay size_v + (1-decay) count_v        sum_v <- decay sum_v + (1-decay) sum of the rows that chose v
-  //   code_v <- sum_v / ((size_v + eps) / (n + V eps) * n),   n = sum of sizes
+  // After the optimizer's step: moves the codes ("ema"), ages them, revives the dead. Draws V numbers from
+  // torch's default generator at each call whether codes are dead or not, so no device has to be waited for.
+  //   size_v <- decay size_v + (1-decay) count_v        sum_v <- decay sum_v + (1-decay) sum of the rows that
+  //   chose v code_v <- sum_v / ((size_v + eps) / (n + V eps) * n),   n = sum of sizes
   void update(const Quantized& batch);
 
   // Share of codes used within the last kUsageWindow updates, 0-d.
@@ -74,9 +76,9 @@ class Quantizer {
 
   Tokenizer tokenizer_;
   QuantizerConfig config_;
-  at::Tensor size_, sum_;        // (V), (V, C)
-  at::Tensor age_;               // (V) i64, updates since last use
-  at::Tensor started_;           // 0-d i64, 0 until the codebook holds latents
+  at::Tensor size_, sum_;  // (V), (V, C)
+  at::Tensor age_;         // (V) i64, updates since last use
+  at::Tensor started_;     // 0-d i64, 0 until the codebook holds latents
 };
 
 }  // namespace adanat

@@ -1,7 +1,6 @@
 #include "tokenizer/tokenizer_recipe.h"
 
 #include <ATen/Context.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/l1_loss.h>
@@ -19,6 +18,7 @@
 #include "core/features/perceptual.h"
 #include "core/metrics/image_metrics.h"
 #include "core/nn/module_state.h"
+#include "core/train/finite.h"
 
 namespace adanat {
 
@@ -34,9 +34,9 @@ void TokenizerLossConfig::validate() const {
 void TokenizerTrainConfig::validate() const {
   require(seed >= 0, "seed", ">= 0", seed);
   require(batch_size >= 1, "batch_size", ">= 1", batch_size);
-  require(precision == "float32" || precision == "bfloat16", "precision", "float32 or bfloat16", precision);
-  require(store == "float32" || store == "float16" || store == "bfloat16", "store", "float32, float16 or bfloat16",
-          store);
+  require_dtype(dtype);
+  require(store == "float32" || store == "float16" || store == "bfloat16", "store",
+          "float32, float16 or bfloat16", store);
   require(evaluate_images >= 0, "evaluate_images", ">= 0", evaluate_images);
   model.validate();
   quantizer.validate();
@@ -53,28 +53,9 @@ void TokenizerTrainConfig::validate() const {
 
 namespace {
 
-constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kEma = "ema.", *kQuantizer = "quantizer.",
-                     *kGan = "gan.", *kGanOptimizer = "gan_optimizer.";
+constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kEma = "ema.",
+                     *kQuantizer = "quantizer.", *kGan = "gan.", *kGanOptimizer = "gan_optimizer.";
 constexpr int64_t kSampleColumns = 16, kSampleRows = 3;  // rows of originals
-
-// Convolutions in bfloat16 while it lives. The cache of converted weights must go with it: they change at every update.
-class Autocast {
- public:
-  Autocast(bool on, at::DeviceType device) : device_(device), before_(at::autocast::is_autocast_enabled(device)) {
-    at::autocast::set_autocast_enabled(device_, on);
-    if (on) at::autocast::set_autocast_dtype(device_, at::kBFloat16);
-  }
-  ~Autocast() {
-    at::autocast::clear_cache();
-    at::autocast::set_autocast_enabled(device_, before_);
-  }
-  Autocast(const Autocast&) = delete;
-  Autocast& operator=(const Autocast&) = delete;
-
- private:
-  at::DeviceType device_;
-  bool before_;
-};
 
 at::Tensor gradient(const at::Tensor& of, const at::Tensor& at, const at::Tensor& upstream, bool keep_graph) {
   std::vector<at::Tensor> upstreams;
@@ -115,8 +96,9 @@ class TokenizerRecipe : public Recipe {
     config_.seed = int64_t(context_.seed);
     config_.validate();
     if (config_.loss.perceptual > 0 && !perceptual_)
-      throw InputError("loss.perceptual > 0 needs a features network: name a model folder that has one with -m, or set "
-                       "loss.perceptual to 0");
+      throw InputError(
+          "loss.perceptual > 0 needs a features network: name a model folder that has one with -m, or set "
+          "loss.perceptual to 0");
     at::manual_seed(context_.seed);
     model_ = Tokenizer(config_.model);
     shipped_ = Tokenizer(config_.model);
@@ -162,8 +144,21 @@ class TokenizerRecipe : public Recipe {
   }
 
   std::string name() const override { return "tokenizer"; }
-  Json config() const override { return config_to_json(config_); }
+  Json config() const override {
+    Json j = config_to_json(config_);
+    // Compared on resume: other images under the same weights would go unnoticed.
+    const ImageDataset& train = loader_->dataset();
+    j["trained_on"] = {{"images", train.size()}, {"class_names", train.class_names()}};
+    if (config_.loss.perceptual > 0) j["trained_on"]["features_hash"] = perceptual_->file_hash();
+    return j;
+  }
   const LoopConfig& loop() const override { return config_.loop; }
+  std::string dtype() const override { return config_.dtype; }
+  void set_dtype(const std::string& dtype) override { config_.dtype = dtype; }
+  std::vector<int64_t> phases() const override {
+    if (gan_.is_empty() || config_.gan.start == 0) return {0};
+    return {0, config_.gan.start};
+  }
 
   StepReport step(int64_t step) override {
     model_->train();
@@ -179,7 +174,8 @@ class TokenizerRecipe : public Recipe {
     const at::Tensor norm = optimizer_->step(rate);
     if (with_gan) {
       const int64_t since = step - config_.gan.start;
-      gan_optimizer_->step(learning_rate_at(config_.gan_optimizer, since, config_.loop.steps - config_.gan.start));
+      gan_optimizer_->step(
+          learning_rate_at(config_.gan_optimizer, since, config_.loop.steps - config_.gan.start));
     }
     for (const Quantized& part : quantized_) quantizer_->update(part);
     quantized_.clear();
@@ -252,14 +248,22 @@ class TokenizerRecipe : public Recipe {
 
   void write_model(const std::filesystem::path& folder) override {
     refresh_shipped();
+    require_finite_weights(module_state(*shipped_), "train tokenizer", config_.store);
     save_tokenizer(folder / "tokenizer.safetensors", *shipped_, store_type(config_.store));
     if (context_.finish_model) context_.finish_model(folder);
   }
 
   double data_wait_seconds() const override { return loader_->wait_seconds(); }
+  DataHealth data_health() const override {
+    const int64_t parts = config_.optimizer.accumulate;
+    return {(loader_->batches_per_epoch() + parts - 1) / parts, loader_->dataset().size(),
+            loader_->skipped()};
+  }
 
  private:
-  at::Tensor pixels(const Batch& batch) const { return batch.images.to(context_.device).to(at::kFloat) / 255; }
+  at::Tensor pixels(const Batch& batch) const {
+    return batch.images.to(context_.device).to(at::kFloat) / 255;
+  }
 
   // A diverged run shows here first: the search for the nearest code refuses what is not finite.
   Quantized quantize(const at::Tensor& latents, int64_t step) {
@@ -285,20 +289,22 @@ class TokenizerRecipe : public Recipe {
 
   // Forward and backward of one micro-batch; every gradient is left scaled by `scale`.
   //
-  // The image is the only way from the losses to the tokenizer. So each loss is differentiated down to the image alone,
-  // the adaptive weight compares the two gradients after one more layer, and a single backward pass carries their sum
-  // through decoder and encoder. The discriminator's forward pass over the reconstructions serves its own update too.
+  // The image is the only way from the losses to the tokenizer. So each loss is differentiated down to the
+  // image alone, the adaptive weight compares the two gradients after one more layer, and a single backward
+  // pass carries their sum through decoder and encoder. The discriminator's forward pass over the
+  // reconstructions serves its own update too.
   void micro_step(const at::Tensor& images, int64_t step, bool with_gan, double scale, StepReport& report) {
-    const bool half = config_.precision == "bfloat16";
-    const auto autocast = [&] { return Autocast(half, context_.device.type()); };
+    const bool half = config_.dtype == "bfloat16";
+    const auto autocast = [&] { return AutocastScope(half, context_.device.type()); };
     at::Tensor latents, made;
     {
-      const Autocast guard = autocast();
+      const AutocastScope guard = autocast();
       latents = model_->latents(images);
     }
-    quantized_.push_back(quantize(latents.to(at::kFloat), step));  // in float32: nearest codes are close calls
+    quantized_.push_back(
+        quantize(latents.to(at::kFloat), step));  // in float32: nearest codes are close calls
     {
-      const Autocast guard = autocast();
+      const AutocastScope guard = autocast();
       made = model_->decoder->forward(quantized_.back().codes).to(at::kFloat);
     }
     const Quantized& quantized = quantized_.back();
@@ -318,7 +324,7 @@ class TokenizerRecipe : public Recipe {
     if (with_gan) {
       at::Tensor real, fake;
       {
-        const Autocast guard = autocast();
+        const AutocastScope guard = autocast();
         real = gan_->forward(images).to(at::kFloat);
         fake = gan_->forward(leaf).to(at::kFloat);
       }
@@ -364,7 +370,8 @@ class TokenizerRecipe : public Recipe {
 
 }  // namespace
 
-std::unique_ptr<Recipe> make_tokenizer_recipe(TokenizerTrainConfig config, std::shared_ptr<const ImageDataset> train,
+std::unique_ptr<Recipe> make_tokenizer_recipe(TokenizerTrainConfig config,
+                                              std::shared_ptr<const ImageDataset> train,
                                               std::shared_ptr<const ImageDataset> held_out,
                                               std::shared_ptr<FeatureNet> perceptual, RecipeContext context,
                                               const TensorMap* init) {

@@ -14,25 +14,29 @@
 
 #include "core/nn/module_state.h"
 #include "kernels/nearest_code.h"
+#include "tokenizer/shapes.h"
 
 namespace adanat {
 
 void TokenizerConfig::validate() const {
   require(channels >= 1 && channels <= 4096, "channels", "in 1..4096", channels);
-  require(!channel_multipliers.empty() && channel_multipliers.size() <= 8, "channel_multipliers", "1 to 8 numbers",
-          channel_multipliers.size());
+  require(!channel_multipliers.empty() && channel_multipliers.size() <= 8, "channel_multipliers",
+          "1 to 8 numbers", channel_multipliers.size());
   for (const int64_t multiplier : channel_multipliers)
     require(multiplier >= 1 && multiplier <= 64, "channel_multipliers", "numbers in 1..64", multiplier);
   require(residual_blocks >= 1 && residual_blocks <= 64, "residual_blocks", "in 1..64", residual_blocks);
   require(latent_channels >= 1 && latent_channels <= 4096, "latent_channels", "in 1..4096", latent_channels);
   require(codes >= 2 && codes <= (1 << 20), "codes", "in 2..1048576", codes);
-  require(shortcut_from == "input" || shortcut_from == "hidden", "shortcut_from", "input or hidden", shortcut_from);
+  require(shortcut_from == "input" || shortcut_from == "hidden", "shortcut_from", "input or hidden",
+          shortcut_from);
   require(unshuffle >= 1 && unshuffle <= 16, "unshuffle", "in 1..16", unshuffle);
   require(image_size >= 1 && image_size <= 16384 && image_size % factor() == 0, "image_size",
           cat("a multiple of the factor ", factor()).c_str(), image_size);
 }
 
-int64_t TokenizerConfig::factor() const { return unshuffle << (channel_multipliers.size() - 1); }
+int64_t TokenizerConfig::factor() const {
+  return unshuffle << (channel_multipliers.size() - 1);
+}
 
 namespace vqgan {
 namespace {
@@ -42,10 +46,12 @@ std::shared_ptr<torch::nn::Module> group(torch::nn::Module& parent, const std::s
   return parent.register_module(name, std::make_shared<torch::nn::Module>("Group"));
 }
 
-std::vector<ResidualBlock> blocks(torch::nn::Module& parent, int64_t count, int64_t in, int64_t out, bool from_hidden) {
+std::vector<ResidualBlock> blocks(torch::nn::Module& parent, int64_t count, int64_t in, int64_t out,
+                                  bool from_hidden) {
   std::vector<ResidualBlock> made;
   for (int64_t i = 0; i < count; ++i)
-    made.push_back(parent.register_module(std::to_string(i), ResidualBlock(i == 0 ? in : out, out, from_hidden)));
+    made.push_back(
+        parent.register_module(std::to_string(i), ResidualBlock(i == 0 ? in : out, out, from_hidden)));
   return made;
 }
 
@@ -142,8 +148,9 @@ TokenizerImpl::TokenizerImpl(TokenizerConfig config) : config_(std::move(config)
   decoder = register_module("decoder", vqgan::Decoder(config_));
   const auto quantize = register_module("quantize", std::make_shared<torch::nn::Module>("Quantize"));
   const auto table = quantize->register_module("embedding", std::make_shared<torch::nn::Module>("Embedding"));
-  embedding = table->register_parameter("weight", at::empty({config_.codes, config_.latent_channels})
-                                                      .uniform_(-1.0 / double(config_.codes), 1.0 / double(config_.codes)));
+  embedding = table->register_parameter(
+      "weight", at::empty({config_.codes, config_.latent_channels})
+                    .uniform_(-1.0 / double(config_.codes), 1.0 / double(config_.codes)));
 }
 
 at::Tensor TokenizerImpl::latents(const at::Tensor& images) const {
@@ -152,7 +159,8 @@ at::Tensor TokenizerImpl::latents(const at::Tensor& images) const {
     throw InputError(cat("tokenizer: images must be (B, 3, S, S) with S a multiple of ", factor(), ", got ",
                          images.sizes()));
   const at::Tensor x = images.to(embedding.scalar_type());
-  // The layout of the weights decides: a channels-last input with such weights needs no reordering between layers.
+  // The layout of the weights decides: a channels-last input with such weights needs no reordering between
+  // layers.
   const bool channels_last = encoder->parameters()[0].is_contiguous(at::MemoryFormat::ChannelsLast);
   return encoder->forward(channels_last ? x.contiguous(at::MemoryFormat::ChannelsLast) : x);
 }
@@ -169,7 +177,9 @@ at::Tensor TokenizerImpl::quantize_ids(const at::Tensor& latents) const {
   return ids.view({latents.size(0), latents.size(2) * latents.size(3)});
 }
 
-at::Tensor TokenizerImpl::encode(const at::Tensor& images) const { return quantize_ids(latents(images)); }
+at::Tensor TokenizerImpl::encode(const at::Tensor& images) const {
+  return quantize_ids(latents(images));
+}
 
 at::Tensor TokenizerImpl::lookup(const at::Tensor& ids) const {
   const int64_t tokens = ids.dim() == 2 ? ids.size(1) : 0;
@@ -177,10 +187,14 @@ at::Tensor TokenizerImpl::lookup(const at::Tensor& ids) const {
   if (tokens == 0 || side * side != tokens)
     throw InputError(cat("tokenizer: ids must be (B, N) with N a square, got ", ids.sizes()));
   // (B, N, C) seen as (B, C, h, w) is channels-last already.
-  return at::embedding(codebook(), ids).view({ids.size(0), side, side, config_.latent_channels}).permute({0, 3, 1, 2});
+  return at::embedding(codebook(), ids)
+      .view({ids.size(0), side, side, config_.latent_channels})
+      .permute({0, 3, 1, 2});
 }
 
-at::Tensor TokenizerImpl::decode(const at::Tensor& ids) const { return decoder->forward(lookup(ids)); }
+at::Tensor TokenizerImpl::decode(const at::Tensor& ids) const {
+  return decoder->forward(lookup(ids));
+}
 
 void TokenizerImpl::prepare_for_inference() {
   eval();
@@ -200,9 +214,13 @@ Tokenizer load_tokenizer(const std::filesystem::path& path) {
   if (!metadata.contains("config"))
     throw InputError(cat(path.string(), ": is no tokenizer file: it has no \"config\" in its metadata"));
   if (metadata["format"] != "1")
-    throw InputError(cat(path.string(), ": has format \"", metadata["format"], "\", this program reads \"1\""));
+    throw InputError(
+        cat(path.string(), ": has format \"", metadata["format"], "\", this program reads \"1\""));
   const std::string where = path.string() + " (config)";
-  Tokenizer tokenizer(config_from_json<TokenizerConfig>(parse_json(metadata["config"], where), where));
+  const auto config = config_from_json<TokenizerConfig>(parse_json(metadata["config"], where), where);
+  check_shapes(SafetensorsFile::open(path), tokenizer_shapes(config));
+  check_finite(tensors, path.string());
+  Tokenizer tokenizer(config);
   const at::NoGradGuard no_grad;
   load_module_state(*tokenizer, tensors, path.string());
   return tokenizer;

@@ -1,9 +1,11 @@
-// The tokenizer: pictures <-> grids of code numbers. Convolutional encoder, codebook, convolutional decoder (VQGAN without
-// attention). Source: spec/method.md section 2; the parameter names are those of the public weights.
+// The tokenizer: pictures <-> grids of code numbers. Convolutional encoder, codebook, convolutional decoder
+// (VQGAN without attention). Source: spec/method.md section 2; the parameter names are those of the public
+// weights.
 //
-// Legend: B batch, S image side, f = factor(), N = (S/f)^2 tokens in row-major order, C latent_channels, V codes.
-// Goals: public weights load by name; small images train quickly on a CPU (the pixel-unshuffle stem keeps the wide
-// convolutions at low resolution). Not here: losses and codebook training (quantizer.h, tokenizer_recipe.h).
+// Legend: B batch, S image side, f = factor(), N = (S/f)^2 tokens in row-major order, C latent_channels, V
+// codes. Goals: public weights load by name; small images train quickly on a CPU (the pixel-unshuffle stem
+// keeps the wide convolutions at low resolution). Not here: losses and codebook training (quantizer.h,
+// tokenizer_recipe.h).
 #pragma once
 #include <filesystem>
 #include <vector>
@@ -36,10 +38,13 @@ struct TokenizerConfig {
         field("residual_blocks", &C::residual_blocks, "residual blocks per level, >= 1"),
         field("latent_channels", &C::latent_channels, "width of a code, >= 1"),
         field("codes", &C::codes, "size V of the codebook, >= 2"),
-        field("shortcut_from", &C::shortcut_from,
-              "where a block that changes its channels takes its shortcut: input, or hidden (public weights)"),
-        field("unshuffle", &C::unshuffle, "pixels per side folded into channels in front of the first level, >= 1"),
-        field("normalize_codes", &C::normalize_codes, "latents and codes have length 1 (choose the code by angle)"),
+        field(
+            "shortcut_from", &C::shortcut_from,
+            "where a block that changes its channels takes its shortcut: input, or hidden (public weights)"),
+        field("unshuffle", &C::unshuffle,
+              "pixels per side folded into channels in front of the first level, >= 1"),
+        field("normalize_codes", &C::normalize_codes,
+              "latents and codes have length 1 (choose the code by angle)"),
     };
   }
   void validate() const;
@@ -104,15 +109,16 @@ class TokenizerImpl : public torch::nn::Module {
   // Validates the config; weights are drawn from torch's default generator.
   explicit TokenizerImpl(TokenizerConfig config);
 
-  // Encoder output, not quantised and (even with normalize_codes) not normalised: images (B, 3, S, S) in [0, 1], any float
-  // type -> (B, C, S/f, S/f). InputError unless square, with 3 channels and a side that f divides (the side need not be
-  // config().image_size).
+  // Encoder output, not quantised and (even with normalize_codes) not normalised: images (B, 3, S, S) in [0,
+  // 1], any float type -> (B, C, S/f, S/f). InputError unless square, with 3 channels and a side that f
+  // divides (the side need not be config().image_size).
   at::Tensor latents(const at::Tensor& images) const;
-  // Ids in [0, V) of the nearest codes, ties to the lower id: latents -> (B, N) i64, or images -> (B, N) i64. Compared in
-  // float32, and not to be called under autocast.
+  // Ids in [0, V) of the nearest codes, ties to the lower id: latents -> (B, N) i64, or images -> (B, N) i64.
+  // Compared in float32, and not to be called under autocast.
   at::Tensor quantize_ids(const at::Tensor& latents) const;
   at::Tensor encode(const at::Tensor& images) const;
-  // Codes by id, (B, N) integers in [0, V) with N a square -> (B, C, sqrt N, sqrt N). InputError for another shape.
+  // Codes by id, (B, N) integers in [0, V) with N a square -> (B, C, sqrt N, sqrt N). InputError for another
+  // shape.
   at::Tensor lookup(const at::Tensor& ids) const;
   // (B, N) -> (B, 3, S, S), nominally in [0, 1] but not clamped.
   at::Tensor decode(const at::Tensor& ids) const;
@@ -124,8 +130,8 @@ class TokenizerImpl : public torch::nn::Module {
   int64_t grid() const { return config_.image_size / config_.factor(); }  // tokens per side at image_size
   int64_t factor() const { return config_.factor(); }
 
-  // No gradients, evaluation mode, and the device's faster memory layout (call it after to(device)). Results change by
-  // rounding only.
+  // No gradients, evaluation mode, and the device's faster memory layout (call it after to(device)). Results
+  // change by rounding only.
   void prepare_for_inference();
 
   vqgan::Encoder encoder{nullptr};
@@ -138,11 +144,12 @@ class TokenizerImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Tokenizer);
 
-// A tokenizer file: the module's state, metadata "config" = config JSON and "format" = "1". Floating-point tensors are
-// stored as `dtype`. Written atomically.
+// A tokenizer file: the module's state, metadata "config" = config JSON and "format" = "1". Floating-point
+// tensors are stored as `dtype`. Written atomically.
 void save_tokenizer(const std::filesystem::path& path, const TokenizerImpl& tokenizer,
                     at::ScalarType dtype = at::kFloat);
-// Reads such a file as float32. InputError: no tokenizer file, a newer format, tensors that do not fit the config.
+// Reads such a file as float32. InputError: no tokenizer file, a newer format, tensors that do not fit the
+// config.
 Tokenizer load_tokenizer(const std::filesystem::path& path);
 
 }  // namespace adanat

@@ -1,18 +1,20 @@
-// adanat eval --protocol classifier: FD and KD of generated, given or reconstructed images against a reference
-// (spec/cli.md, eval), under the model folder's `measure` network.
+// adanat eval: how good generated or given images are, under a named protocol (spec/cli.md, eval;
+// docs/evaluation.md).
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 
 #include <cmath>
 #include <cstdio>
-#include <set>
+#include <functional>
 
 #include "apps/adanat/cli.h"
+#include "apps/pipeline/comparison.h"
 #include "apps/pipeline/evaluate.h"
+#include "apps/pipeline/image_batches.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
-#include "core/data/sequential.h"
+#include "core/base/sha256.h"
+#include "core/io/atomic_file.h"
 #include "core/metrics/image_metrics.h"
 #include "core/nn/device.h"
 
@@ -21,200 +23,422 @@ namespace fs = std::filesystem;
 namespace {
 
 struct EvalOptions {
-  std::string model, images, reference, weights, metrics = "fd", protocol = "classifier", schedule, policy;
-  int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1;
+  std::string model, images, reference, weights, metrics, protocol, schedule, policy, save_stats, labels,
+      cache, plot, plot_metric;
+  std::vector<std::string> compare;
+  int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1, crop = 0, kid_subsets = 0,
+          kid_subset_size = 0;
   std::optional<double> guidance, temperature, sampling_temperature;
   std::optional<std::string> guidance_curve;
-  bool tokenizer = false, skip_broken = false;
+  bool tokenizer = false, skip_broken = false, half_distances = false;
   ComputeOptions compute;
 };
 
-std::set<std::string> parse_metrics(const std::string& list) {
-  std::set<std::string> out;
-  for (size_t begin = 0; begin <= list.size();) {
-    const size_t comma = std::min(list.find(',', begin), list.size());
-    const std::string name = list.substr(begin, comma - begin);
-    if (name == "fd" || name == "fid") out.insert("fd");
-    else if (name == "kd" || name == "kid") out.insert("kd");
-    else throw InputError(cat("--metrics ", name, ": protocol classifier has fd and kd (fid and kid are read as these)"));
-    begin = comma + 1;
+// --compare and --plot: nothing is measured.
+void run_compare(const EvalOptions& o) {
+  if (!o.model.empty() || !o.images.empty() || !o.reference.empty() || o.count > 0)
+    throw InputError("--compare: reads finished results; leave -m, --images, --reference and --count out");
+  std::vector<EvalResult> results;
+  for (const std::string& file : o.compare) results.push_back(read_eval_result(file));
+  if (!o.plot.empty()) {
+    const StepCurves curves = step_curves(results, o.plot_metric);
+    for (const std::string& left : curves.left_out) warning(cat("not in the plot: ", left));
+    const Json& first = results[0].json;
+    write_png(o.plot, draw_plot(curves.series, {.title = cat(curves.metric, " (protocol ",
+                                                             first.at("protocol").get<std::string>(), ", ",
+                                                             first.at("count").dump(), " images)"),
+                                                .x_label = "steps",
+                                                .y_label = curves.metric,
+                                                .y_from_zero = true,
+                                                .whole_x = true}));
   }
+  std::fputs(comparison_table(results).c_str(), stdout);
+}
+
+Protocol choose_protocol(const EvalOptions& o) {
+  std::string name = o.protocol;
+  if (name.empty()) {
+    const bool classifier =
+        o.weights.empty() ||
+        (fs::path(o.weights).extension() == ".safetensors" && fs::exists(o.weights) && [&] {
+          const auto metadata = SafetensorsFile::open(o.weights).metadata();
+          const auto kind = metadata.find("kind");
+          return kind != metadata.end() && kind->second == "classifier";
+        }());
+    if (classifier)
+      name = "classifier";
+    else if (is_statistics_file(o.reference) && read_statistics(o.reference).spatial)
+      name = "adm";
+    else
+      name = "torch-fidelity";
+  }
+  Protocol out = protocol_by_name(name);
+  if (o.kid_subsets > 0) out.kid_subsets = o.kid_subsets;
+  if (o.kid_subset_size > 0) out.kid_subset_size = o.kid_subset_size;
+  if (o.half_distances) out.half_distances = true;
+  if (!o.labels.empty()) out.labels = o.labels;
+  out.validate();
   return out;
 }
 
-// One run's figures by name, in the order they are reported.
-using Figures = std::vector<std::pair<std::string, double>>;
-
-Figures compare(const MeasuredSet& set, const MeasuredSet& reference, const std::set<std::string>& metrics,
-                double* kernel_deviation) {
-  Figures out;
-  if (metrics.contains("fd")) out.emplace_back("fd", frechet_distance(set.stats(), reference.stats()));
-  if (metrics.contains("kd")) {
-    for (const MeasuredSet* s : {&set, &reference})
-      if (s->count() < kKernelSubsetSize)
-        throw InputError(cat("--metrics kd: needs at least ", kKernelSubsetSize, " images on both sides, got ", s->count()));
-    const auto kd = kernel_distance(set.features(), reference.features(),
-                                    random_subsets(set.count(), kKernelSubsets, kKernelSubsetSize, 2020, 0),
-                                    random_subsets(reference.count(), kKernelSubsets, kKernelSubsetSize, 2020, 1));
-    out.emplace_back("kd", kd.mean);
-    *kernel_deviation = kd.deviation;
+void check_options(const EvalOptions& o) {
+  if (!o.plot.empty()) throw InputError("--plot: draws the results given with --compare A.json B.json ...");
+  if (!o.plot_metric.empty()) throw InputError("--plot-metric: only together with --compare and --plot");
+  if (o.images.empty() && o.model.empty()) throw InputError("give -m DIR to measure a model, or --images A");
+  if (o.reference.empty() && o.save_stats.empty())
+    throw InputError(
+        "--reference: give the images or statistics to compare with (or --save-stats FILE.npz to keep "
+        "statistics)");
+  if (o.reference.empty() && o.tokenizer && o.images.empty())
+    throw InputError("--reference: give the images to reconstruct");
+  if (!o.images.empty() && o.count > 0)
+    throw InputError("--count: only for images made by -m DIR, not with --images");
+  if (o.model.empty() && o.weights.empty())
+    throw InputError(
+        "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
+        "measure network");
+  if (o.images.empty() && !o.tokenizer && o.count < 2)
+    throw InputError("--count: say how many images to generate, at least 2");
+  if (o.count > 100'000'000) throw InputError(cat("--count ", o.count, ": must be at most 100000000"));
+  if (o.tokenizer && o.model.empty()) throw InputError("--tokenizer: give -m DIR with the tokenizer");
+  if (o.tokenizer && o.count > 0)
+    throw InputError("--count: reconstructions are made of all images; leave it out");
+  if (o.repeats > 1 && (!o.images.empty() || o.tokenizer))
+    throw InputError("--repeats: only for images made by -m DIR");
+  if (!o.save_stats.empty()) {
+    if (fs::path(o.save_stats).extension() != ".npz")
+      throw InputError(cat("--save-stats ", o.save_stats, ": must end in .npz"));
+    const AtomicFile probe(o.save_stats);  // found out now, not after the work
   }
-  if (const auto accuracy = set.accuracy()) out.emplace_back("accuracy", *accuracy);
-  return out;
 }
 
-void measure_dataset(const ImageDataset& data, int64_t image_size, const EvalOptions& o, bool labelled,
-                     MeasuredSet& into, const std::function<at::Tensor(const at::Tensor&)>& change = {}) {
-  SequentialReader reader(data, image_size, o.batch_size, o.skip_broken);
-  Progress progress("measure", data.size(), "images");
-  int64_t done = 0;
-  while (const auto batch = reader.next()) {
-    check_interrupt();
-    into.add(change ? change(batch->images) : batch->images, labelled ? batch->labels : at::Tensor());
-    progress.update(done += batch->images.size(0));
+// One run of eval: what all its parts share.
+struct Evaluation {
+  const EvalOptions& options;
+  Protocol protocol;
+  MetricSet metrics;
+  Measurer measurer;
+  std::optional<ModelConfig> config;  // of -m
+  at::Device device;
+  int64_t crop = 0;
+  int64_t skipped = 0;
+
+  bool knows_classes(const std::vector<std::string>& names) const {
+    if (protocol.network != "classifier") return false;
+    return measurer.class_names() == names;
   }
-  if (reader.skipped() > 0) warning(cat(reader.skipped(), " broken images were left out"));
-}
 
-void warn_if_few(const MeasuredSet& set, const char* what) {
-  if (set.count() < set.dimensions())
-    warning(cat("only ", set.count(), " ", what, " images for ", set.dimensions(),
-                " feature dimensions: the covariance is singular and the FD biased upwards"));
-}
-
-Figures generate_and_measure(Pipeline& pipeline, const EvalOptions& o, const Schedule& schedule, int64_t seed,
-                             const ImageDataset& reference, FeatureNet& net, const MeasuredSet& reference_set,
-                             const std::set<std::string>& metrics, double* kernel_deviation) {
-  const ModelConfig& config = pipeline.config();
-  const bool same_classes = reference.class_names() == config.class_names;
-  MeasuredSet set(net, metrics.contains("kd"));
-  Progress progress(cat("generate (seed ", seed, ")"), o.count, "images");
-  for (int64_t begin = 0; begin < o.count; begin += o.batch_size) {
-    check_interrupt();
-    BatchRequest request{{}, seed, begin};
-    for (int64_t i = begin; i < std::min(o.count, begin + o.batch_size); ++i) {
-      // Classes as often as in the reference, spread over all of it; in turn where its classes are others.
-      request.classes.push_back(same_classes ? reference.label(i * reference.size() / o.count)
-                                             : i % config.generator->classes);
+  // Measures every image of a dataset; `change` sees each batch first. Counts what was skipped.
+  void measure(const ImageDataset& data, MeasuredSet& into, const char* title,
+               const std::function<at::Tensor(const at::Tensor&)>& change = {}) {
+    const bool labelled = knows_classes(data.class_names());
+    if (protocol.network == "classifier" && !labelled && data.class_names().size() > 1)
+      note(cat("accuracy of ", data.describe(), " is left out: its classes are not those of the network"));
+    ImageBatchOptions reading{.batch_size = options.batch_size,
+                              .crop = crop,
+                              .pillow_299 = protocol.resize == "pillow-bicubic" && !change,
+                              .skip_broken = options.skip_broken};
+    if (!change) reading.prepare = [this](const at::Tensor& images) { return measurer.prepare(images); };
+    ImageBatches reader(data, std::move(reading));
+    Progress progress(title, data.size(), "images");
+    int64_t done = 0;
+    while (const auto batch = reader.next()) {
+      check_interrupt();
+      into.add(change ? measurer.extract(change(batch->images)) : measurer.extract_prepared(batch->images),
+               labelled ? batch->labels : at::Tensor());
+      progress.update(done += batch->labels.size(0));
     }
-    const BatchResult made = pipeline.generate(request, schedule);
-    set.add(made.images, at::tensor(request.classes, at::kLong));
-    progress.update(begin + int64_t(request.classes.size()));
+    if (reader.skipped() > 0)
+      warning(cat(reader.skipped(), " broken images of ", data.describe(), " were left out"));
+    skipped += reader.skipped();
   }
-  warn_if_few(set, "generated");
-  return compare(set, reference_set, metrics, kernel_deviation);
+
+  int64_t expected(const ImageDataset& data) const { return options.skip_broken ? -1 : data.size(); }
+};
+
+// One side that is given as files: statistics, images, or both (ADM's reference batches).
+struct GivenSet {
+  std::unique_ptr<ImageDataset> images;  // null: statistics alone
+  std::optional<MeasuredSet> set;
+  std::string description, hash;  // hash of a statistics file, else ""
+};
+
+GivenSet open_given(Evaluation& e, const std::string& path) {
+  GivenSet out;
+  if (!is_statistics_file(path)) {
+    out.images = open_dataset(path);
+    out.description = out.images->describe();
+    note(out.description);
+    return out;
+  }
+  StatisticsFile statistics = read_statistics(path);
+  out.description = path;
+  out.hash = sha256_file(path);
+  if (!statistics.protocol.empty() && statistics.protocol != e.protocol.name)
+    warning(cat(path, ": was made under protocol ", statistics.protocol, ", not ", e.protocol.name));
+  if (!statistics.weights_sha256.empty() && statistics.weights_sha256 != e.measurer.weights_hash())
+    warning(cat(path, ": was made with other weights (", statistics.weights_sha256.substr(0, 8), ", here ",
+                e.measurer.weights_hash().substr(0, 8), ")"));
+  if (statistics.has_images && (e.metrics.kernel || e.metrics.manifold || e.metrics.score))
+    out.images = open_dataset(path);
+  out.set.emplace(e.protocol, e.metrics, std::move(statistics), out.images ? e.expected(*out.images) : 0);
+  return out;
+}
+
+void measure_given(Evaluation& e, GivenSet& given, const char* title) {
+  if (!given.images) return;
+  if (!given.set) given.set.emplace(e.protocol, e.metrics, e.expected(*given.images));
+  e.measure(*given.images, *given.set, title);
+}
+
+std::string classes_hash(const std::vector<int64_t>& classes) {
+  return sha256_hex(classes.data(), classes.size() * sizeof(int64_t));
+}
+
+MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedule& schedule,
+                                 const Json& table, int64_t seed, const ImageDataset* reference) {
+  const EvalOptions& o = e.options;
+  const ModelConfig& config = pipeline.config();
+  const std::vector<int64_t> classes =
+      generation_classes(e.protocol.labels, o.count, seed, config, reference);
+  const bool labelled = e.knows_classes(config.class_names);
+  const auto labels = [&](int64_t begin, int64_t size) {
+    return labelled ? at::tensor(at::ArrayRef<int64_t>(classes.data() + begin, size_t(size)), at::kLong)
+                    : at::Tensor();
+  };
+  // Everything that a feature depends on.
+  const Json key{{"format", 1},
+                 {"program", ADANAT_VERSION},
+                 {"files", config.files},
+                 {"schedule", schedule.describe()},
+                 {"schedule_name", schedule.name()},
+                 {"steps", schedule.steps()},
+                 {"table", table},
+                 {"seed", seed},
+                 {"count", o.count},
+                 {"classes", classes_hash(classes)},
+                 {"batch", o.batch_size},
+                 {"network", e.protocol.network},
+                 {"resize", e.protocol.resize},
+                 {"normalise", e.protocol.normalise},
+                 {"quantise", e.protocol.quantise},
+                 {"weights", e.measurer.weights_hash()},
+                 {"spatial", e.metrics.spatial},
+                 {"device", e.device.str()},
+                 {"dtype", o.compute.dtype}};
+  FeatureCache cache(o.cache == "none" ? fs::path()
+                     : o.cache.empty() ? FeatureCache::default_folder()
+                                       : fs::path(o.cache),
+                     key);
+  MeasuredSet set(e.protocol, e.metrics, o.count);
+  int64_t done = 0;
+  for (const FeatureRows& rows : cache.load()) {
+    set.add(rows, labels(done, rows.size()));
+    done += rows.size();
+  }
+  if (done > 0)
+    note(cat("seed ", seed, ": features of ", done, " images come from the cache of an earlier run"));
+  Progress progress(cat("generate (seed ", seed, ")"), o.count, "images", done);
+  try {
+    while (done < o.count) {
+      check_interrupt();
+      const int64_t size = std::min(o.batch_size, o.count - done);
+      const BatchRequest request{{classes.begin() + done, classes.begin() + done + size}, seed, done};
+      const at::Tensor tokens = pipeline.generate_tokens(request, schedule);
+      const FeatureRows rows = e.measurer.extract(
+          e.protocol.quantise == "uint8" ? pipeline.decode(tokens) : pipeline.decode_unit(tokens));
+      set.add(rows, labels(done, size));
+      cache.add(rows);
+      progress.update(done += size);
+    }
+  } catch (const Interrupted&) {
+    cache.flush();
+    throw;
+  }
+  cache.flush();
+  return set;
+}
+
+// The tokenizer's reconstructions of all images, and how near they come.
+MeasuredSet reconstruct_and_measure(Evaluation& e, const ImageDataset& source, std::vector<Figure>& extra) {
+  Tokenizer tokenizer = open_tokenizer(e.options.model, *e.config, e.device);
+  CodeHistogram codes(e.config->tokenizer->codes);
+  double psnr_sum = 0, ssim_sum = 0;
+  const at::NoGradGuard no_grad;
+  MeasuredSet set(e.protocol, e.metrics, e.expected(source));
+  e.measure(source, set, "reconstruct", [&](const at::Tensor& images) {
+    const at::Tensor originals = images.to(e.device).to(at::kFloat) / 255;
+    const at::Tensor ids = tokenizer->encode(originals);
+    codes.add(ids);
+    const at::Tensor bytes = decode_to_bytes(*tokenizer, ids), again = bytes.to(at::kFloat) / 255;
+    psnr_sum += psnr(again, originals.cpu()).sum().item<double>();
+    ssim_sum += ssim(again, originals.cpu()).sum().item<double>();
+    return bytes;
+  });
+  const double count = double(set.count());
+  extra = {{"psnr", psnr_sum / count, {}},
+           {"ssim", ssim_sum / count, {}},
+           {"code_usage", codes.usage(), {}},
+           {"code_perplexity", codes.perplexity(), {}}};
+  return set;
+}
+
+void save_statistics(const Evaluation& e, const MeasuredSet& set) {
+  if (e.options.save_stats.empty()) return;
+  StatisticsFile out{set.stats(), {}, e.protocol.name, e.measurer.weights_hash()};
+  if (e.metrics.spatial) out.spatial = set.spatial_stats();
+  write_statistics(e.options.save_stats, out);
+  note(cat("statistics of ", out.features.count, " images: ", e.options.save_stats));
+}
+
+Json figures_to_json(const std::vector<std::vector<Figure>>& runs) {
+  Json out = Json::object();
+  for (size_t m = 0; m < runs[0].size(); ++m) {
+    Json& j = out[runs[0][m].name];
+    std::vector<double> values;
+    for (const auto& run : runs) values.push_back(run[m].value);
+    double mean = 0, squares = 0;
+    for (const double v : values) mean += v;
+    mean /= double(values.size());
+    for (const double v : values) squares += (v - mean) * (v - mean);
+    j["value"] = mean;
+    if (values.size() > 1) {
+      j["std"] = std::sqrt(squares / double(values.size() - 1));
+      j["values"] = values;
+    } else if (runs[0][m].deviation) {
+      j["std"] = *runs[0][m].deviation;
+    }
+  }
+  return out;
+}
+
+TableOptions table_options(const EvalOptions& o, const TableOptions& defaults) {
+  TableOptions table = defaults;
+  if (o.guidance) table.guidance = *o.guidance;
+  if (o.guidance_curve) table.guidance_curve = *o.guidance_curve;
+  if (o.temperature) table.temperature = *o.temperature;
+  if (o.sampling_temperature) table.sampling_temperature = *o.sampling_temperature;
+  return table;
 }
 
 void run_eval(const EvalOptions& o) {
   install_interrupt_handlers();
+  if (!o.compare.empty()) return run_compare(o);
+  check_options(o);
   const at::Device device = o.compute.apply();
-  if (o.protocol != "classifier")
-    throw InputError(cat("--protocol ", o.protocol, ": this version measures with classifier only"));
-  if (o.reference.empty()) throw InputError("--reference: give the images to compare with");
-  if (o.images.empty() && o.model.empty()) throw InputError("give -m DIR to measure a model, or --images A");
-  if (!o.images.empty() && o.count > 0) throw InputError("--count: only for images made by -m DIR, not with --images");
-  if (o.model.empty() && o.weights.empty())
-    throw InputError("--weights: give a measure.safetensors, or -m DIR with a folder that holds one");
-  if (o.images.empty() && !o.tokenizer && o.count < 2)
-    throw InputError("--count: say how many images to generate, at least 2");
-  if (o.tokenizer && o.model.empty()) throw InputError("--tokenizer: give -m DIR with the tokenizer");
-  if (o.tokenizer && o.count > 0) throw InputError("--count: reconstructions are made of all images; leave it out");
-  const auto metrics = parse_metrics(o.metrics);
-  const fs::path weights = o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
+  const Protocol protocol = choose_protocol(o);
+  const MetricSet metrics = parse_metrics(!o.metrics.empty()                 ? o.metrics
+                                          : protocol.network == "classifier" ? "fd"
+                                                                             : "fid",
+                                          protocol);
+  if (protocol.network == "inception" && o.weights.empty())
+    throw InputError(cat("--weights: protocol ", protocol.name,
+                         " needs the Inception weights (pt_inception-2015-12-05 as .pth or "
+                         ".safetensors); without them use --protocol classifier"));
+  const fs::path weights =
+      o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
   if (!fs::exists(weights)) throw InputError(cat(weights.string(), ": no such file; give --weights"));
-  const auto net = load_feature_net(weights);
-  net->to(at::kCPU);
+  // The classifier has always run on the CPU: its figures in the models' cards do not depend on a GPU.
+  const at::Device measure_device = protocol.network == "classifier" ? at::Device(at::kCPU) : device;
+  Evaluation e{o,  protocol, metrics, Measurer::open(weights, protocol, metrics.spatial, measure_device),
+               {}, device};
+  note(describe(protocol));
+  if (!o.model.empty()) e.config = read_model_config(o.model), e.crop = e.config->image_size;
+  if (o.crop > 0) e.crop = o.crop;
 
-  std::optional<ModelConfig> config;
-  int64_t image_size = 0;
-  if (!o.model.empty()) config = read_model_config(o.model), image_size = config->image_size;
-  const auto reference = open_dataset(o.reference);
-  note(reference->describe());
-  if (image_size == 0) image_size = reference->image(0).width;
-  MeasuredSet reference_set(*net, metrics.contains("kd"));
-  measure_dataset(*reference, image_size, o, /*labelled=*/true, reference_set);
-  warn_if_few(reference_set, "reference");
-
-  std::vector<Figures> runs;
-  double kernel_deviation = 0;
-  int64_t count = 0;
-  Json extra = Json::object();
-  if (o.tokenizer) {
-    Tokenizer tokenizer = open_tokenizer(o.model, *config, device);
-    MeasuredSet set(*net, metrics.contains("kd"));
-    CodeHistogram codes(config->tokenizer->codes);
-    double psnr_sum = 0, ssim_sum = 0;
-    const at::NoGradGuard no_grad;
-    const auto source = o.images.empty() ? open_dataset(o.reference) : open_dataset(o.images);
-    measure_dataset(*source, image_size, o, true, set, [&](const at::Tensor& images) {
-      const at::Tensor originals = images.to(device).to(at::kFloat) / 255;
-      const at::Tensor ids = tokenizer->encode(originals);
-      codes.add(ids);
-      const at::Tensor bytes = decode_to_bytes(*tokenizer, ids), again = bytes.to(at::kFloat) / 255;
-      psnr_sum += psnr(again, originals.cpu()).sum().item<double>();
-      ssim_sum += ssim(again, originals.cpu()).sum().item<double>();
-      return bytes;
-    });
-    count = set.count();
-    runs.push_back(compare(set, reference_set, metrics, &kernel_deviation));
-    runs.back().insert(runs.back().end(), {{"psnr", psnr_sum / double(count)},
-                                           {"ssim", ssim_sum / double(count)},
-                                           {"code_usage", codes.usage()},
-                                           {"code_perplexity", codes.perplexity()}});
-  } else if (!o.images.empty()) {
-    const auto images = open_dataset(o.images);
-    MeasuredSet set(*net, metrics.contains("kd"));
-    measure_dataset(*images, image_size, o, images->class_names() == reference->class_names(), set);
-    warn_if_few(set, "given");
-    count = set.count();
-    runs.push_back(compare(set, reference_set, metrics, &kernel_deviation));
-  } else {
-    Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
-    TableOptions table = config->sampling.table;
-    if (o.guidance) table.guidance = *o.guidance;
-    if (o.guidance_curve) table.guidance_curve = *o.guidance_curve;
-    if (o.temperature) table.temperature = *o.temperature;
-    if (o.sampling_temperature) table.sampling_temperature = *o.sampling_temperature;
-    const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
+  GivenSet reference;
+  if (!o.reference.empty()) {
+    reference = open_given(e, o.reference);
+    if (protocol.network == "classifier" && e.crop == 0 && reference.images)
+      e.crop = reference.images->image(0).width;
+  }
+  std::optional<Pipeline> pipeline;
+  std::unique_ptr<Schedule> schedule;
+  TableOptions table;
+  const bool generates = o.images.empty() && !o.tokenizer;
+  if (generates) {  // whatever is wrong with the model or the flags is found before the reference is read
+    pipeline.emplace(Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device)));
+    table = table_options(o, e.config->sampling.table);
+    schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);
     const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
     if (flags && !schedule->takes_table_options())
-      throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
-                           "linear and halton; schedule ", schedule->name(), " brings its own"));
+      throw InputError(
+          cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
+              "linear and halton; schedule ",
+              schedule->name(), " brings its own"));
+  }
+  measure_given(e, reference, "reference");
+
+  std::vector<std::vector<Figure>> runs;
+  std::optional<int64_t> count;
+  // What is done with each measured set: its figures, its statistics.
+  const auto finish = [&](const MeasuredSet& set, const std::string& name, std::vector<Figure> extra) {
+    if (runs.empty()) save_statistics(e, set);
+    count = set.reported_count();
+    std::vector<Figure> figures;
+    if (reference.set)
+      figures = compare_sets(set, name, *reference.set, reference.description, protocol, metrics);
+    else if (const auto accuracy = set.accuracy())
+      figures.push_back({"accuracy", *accuracy, {}});
+    if (o.tokenizer)
+      for (Figure& figure : figures)
+        if (figure.name == "fid") figure.name = "rfid";
+    figures.insert(figures.end(), extra.begin(), extra.end());
+    runs.push_back(std::move(figures));
+  };
+  if (o.tokenizer) {
+    const auto source = open_dataset(o.images.empty() ? o.reference : o.images);
+    std::vector<Figure> extra;
+    const MeasuredSet set = reconstruct_and_measure(e, *source, extra);
+    finish(set, "the reconstructions", extra);
+  } else if (!o.images.empty()) {
+    GivenSet images = open_given(e, o.images);
+    if (protocol.network == "classifier" && e.crop == 0 && images.images)
+      e.crop = images.images->image(0).width;
+    measure_given(e, images, "measure");
+    finish(*images.set, images.description, {});
+  } else {
+    const Json described = schedule->takes_table_options() ? config_to_json(table) : Json();
     for (int64_t r = 0; r < o.repeats; ++r)
-      runs.push_back(generate_and_measure(pipeline, o, *schedule, o.seed + r, *reference, *net, reference_set, metrics,
-                                          &kernel_deviation));
-    count = o.count;
-    extra["schedule"] = schedule->name();
-    extra["steps"] = schedule->steps();
-    if (schedule->takes_table_options()) extra["table"] = config_to_json(table);
-    else extra["actions"] = schedule->describe();
-    extra["model_hash"] = pipeline.model_hash();
+      finish(generate_and_measure(e, *pipeline, *schedule, described, o.seed + r, reference.images.get()),
+             "the generated set", {});
   }
 
   Json j;
-  j["protocol"] = "classifier";
-  j["count"] = count;
-  j["reference_count"] = reference_set.count();
-  j["weights_sha256"] = net->file_hash();
-  if (o.images.empty() && !o.tokenizer) j["seed"] = o.seed;
-  else j["seed"] = nullptr;
-  for (size_t m = 0; m < runs[0].size(); ++m) {
-    const std::string& name = runs[0][m].first;
-    double sum = 0, squares = 0;
-    std::vector<double> values;
-    for (const Figures& run : runs) values.push_back(run[m].second), sum += run[m].second;
-    const double mean = sum / double(values.size());
-    for (const double v : values) squares += (v - mean) * (v - mean);
-    j["metrics"][name]["value"] = mean;
-    if (runs.size() > 1) {
-      j["metrics"][name]["std"] = std::sqrt(squares / double(values.size() - 1));
-      j["metrics"][name]["values"] = values;
-    } else if (name == "kd") {
-      j["metrics"][name]["std"] = kernel_deviation;
-    }
+  j["protocol"] = protocol.name;
+  if (count)
+    j["count"] = *count;
+  else
+    j["count"] = nullptr;
+  const auto reference_count = reference.set ? reference.set->reported_count() : std::nullopt;
+  if (reference_count)
+    j["reference_count"] = *reference_count;
+  else
+    j["reference_count"] = nullptr;
+  j["weights_sha256"] = e.measurer.weights_hash();
+  if (generates)
+    j["seed"] = o.seed;
+  else
+    j["seed"] = nullptr;
+  j["metrics"] = figures_to_json(runs);
+  if (reference.set)
+    if (const auto accuracy = reference.set->accuracy()) j["reference_accuracy"] = *accuracy;
+  if (generates) {
+    j["model"] = e.config->name;
+    j["schedule"] = schedule->name();
+    j["steps"] = schedule->steps();
+    if (schedule->takes_table_options())
+      j["table"] = config_to_json(table);
+    else
+      j["actions"] = schedule->describe();
+    j["model_hash"] = pipeline->model_hash();
+    j["labels"] = protocol.labels;
   }
-  if (const auto accuracy = reference_set.accuracy()) j["reference_accuracy"] = *accuracy;
-  for (const auto& [key, value] : extra.items()) j[key] = value;
+  if (!reference.description.empty()) j["reference"] = reference.description;
+  if (!reference.hash.empty()) j["reference_sha256"] = reference.hash;
+  if (e.crop > 0) j["crop"] = e.crop;
+  if (o.skip_broken) j["skipped"] = e.skipped;
+  j["protocol_settings"] = config_to_json(protocol);
   std::printf("%s\n", j.dump().c_str());
 }
 
@@ -225,16 +449,42 @@ void add_eval(CLI::App& app) {
   auto o = std::make_shared<EvalOptions>();
   command->add_option("-m,--model", o->model, "model folder: what is measured, and the measure network");
   command->add_option("--count", o->count, "images to generate");
-  command->add_option("--images", o->images, "measure these images instead");
-  command->add_option("--reference", o->reference, "dataset to compare with; #split and @begin:end may follow");
-  command->add_option("--metrics", o->metrics, "fd, kd (fid and kid are read as these)")->capture_default_str();
-  command->add_option("--protocol", o->protocol, "classifier: the folder's measure network")->capture_default_str();
-  command->add_option("--weights", o->weights, "measure network; default: the model folder's");
+  command->add_option("--images", o->images,
+                      "measure these images instead: dataset, folder, .npz of samples or statistics");
+  command->add_option(
+      "--reference", o->reference,
+      "what to compare with: .npz with mu and sigma, or a dataset; #split and @begin:end may follow");
+  command->add_option("--metrics", o->metrics,
+                      "fid, kid, is, pr, sfid, with commas (classifier: fd, kd, cs, pr); default: fid (fd)");
+  command->add_option(
+      "--protocol", o->protocol,
+      "adm, torch-fidelity, pytorch-fid, clean, adanat or classifier (the folder's measure network, the "
+      "default without --weights)");
+  command->add_option("--weights", o->weights,
+                      "Inception weights (.pth, .safetensors) or a measure network; default: the folder's");
   command->add_option("--repeats", o->repeats, "seeds s, s+1, ...: mean, standard deviation, values")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
+  command->add_option("--save-stats", o->save_stats,
+                      "FILE.npz for mean and covariance of the measured set (of the first seed)");
+  command
+      ->add_option(
+          "--crop", o->crop,
+          "bring given images to SxS first (ADM centre crop); default: the model's size, else as they are")
+      ->check(CLI::Range(1, 16384));
+  command
+      ->add_option("--labels", o->labels,
+                   "classes of generated images: random, balanced or reference; default: the protocol's")
+      ->check(CLI::IsMember({"random", "balanced", "reference"}));
+  command->add_option("--kid-subsets", o->kid_subsets, "subsets of the kernel distance; default: 100")
+      ->check(CLI::Range(1, 100000));
+  command->add_option("--kid-subset-size", o->kid_subset_size, "images in a subset; default: 1000")
+      ->check(CLI::Range(2, 1000000));
+  command->add_flag("--half-distances", o->half_distances,
+                    "precision and recall with float16 distances, as the ADM evaluator");
   command->add_flag("--skip-broken", o->skip_broken, "leave unreadable images out and count them");
-  command->add_flag("--tokenizer", o->tokenizer, "measure reconstructions of the images: FD, PSNR, SSIM, code usage");
+  command->add_flag("--tokenizer", o->tokenizer,
+                    "measure reconstructions of the images: rFID (FD), PSNR, SSIM, code usage");
   command->add_option("--steps", o->steps, "generation steps")->check(CLI::Range(1, 1000));
   command->add_option("--schedule", o->schedule, "as in generate");
   command->add_option("--policy", o->policy, "as in generate");
@@ -243,13 +493,27 @@ void add_eval(CLI::App& app) {
   command->add_option("--temperature", o->temperature, "as in generate");
   command->add_option("--sampling-temperature", o->sampling_temperature, "as in generate");
   command->add_option("-s,--seed", o->seed, "seed")->capture_default_str();
-  command->add_option("-b,--batch-size", o->batch_size, "images at a time")->capture_default_str()->check(CLI::Range(1, 65536));
+  command->add_option("-b,--batch-size", o->batch_size, "images at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
+  command->add_option(
+      "--cache", o->cache,
+      "DIR for features of generated images, so that a stopped run goes on; none: keep nothing; default: "
+      "adanat/features in the user's cache folder");
+  command->add_option("--compare", o->compare,
+                      "JSON results of eval: a table that marks what may not be compared");
+  command->add_option("--plot", o->plot,
+                      "FILE.png: the metric over steps, of the results given with --compare");
+  command->add_option("--plot-metric", o->plot_metric, "which metric to draw; default: the first");
   o->compute.add_to(*command);
   command->footer(
       "Examples:\n"
       "  adanat eval -m models/signs --count 10000 --reference signs.tar.gz#test --repeats 3\n"
       "  adanat eval -m models/signs --tokenizer --reference signs.tar.gz#test\n"
-      "  adanat eval -m models/signs --images out/ --reference signs.tar.gz#test");
+      "  adanat eval --images out/ --reference real/ --protocol torch-fidelity --weights inception.pth "
+      "--metrics fid,kid,is,pr\n"
+      "  adanat eval --images real/ --protocol clean --weights inception.pth --save-stats real.npz\n"
+      "  adanat eval --compare a.json b.json c.json --plot curves.png");
   command->callback([o] { run_eval(*o); });
 }
 

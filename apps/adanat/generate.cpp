@@ -43,17 +43,21 @@ class Output {
       path_ = (fs::path(path) / "%05d.png").string();
     }
     if (single_) {
-      if (fs::is_directory(path)) throw InputError(cat("--output ", path, ": is a folder; give FILE.png or ", path, "/"));
+      if (fs::is_directory(path))
+        throw InputError(cat("--output ", path, ": is a folder; give FILE.png or ", path, "/"));
       std::tie(rows_, columns_) = parse_grid(grid, count);
     } else if (!grid.empty()) {
       throw InputError("--grid: only for one FILE.png as --output");
     }
     const fs::path folder = fs::path(path_).parent_path();
     if (folder.string().find('%') != std::string::npos)
-      throw InputError(cat("--output ", path, ": the number belongs into the file's name, like DIR/%05d.png"));
+      throw InputError(
+          cat("--output ", path, ": the number belongs into the file's name, like DIR/%05d.png"));
     std::error_code error;
     if (!folder.empty()) fs::create_directories(folder, error);
-    if (error) throw InputError(cat("--output ", path, ": cannot make the folder ", folder.string(), ": ", error.message()));
+    if (error)
+      throw InputError(
+          cat("--output ", path, ": cannot make the folder ", folder.string(), ": ", error.message()));
     // Found out now, not after the work: nothing may be writable there.
     const AtomicFile probe(single_ ? fs::path(path_) : file(0));
   }
@@ -64,15 +68,20 @@ class Output {
   fs::path file(int64_t i) const {
     if (single_) return path_;
     char name[4096];
-    std::snprintf(name, sizeof name, path_.c_str(), int(first_index_ + i));  // check_pattern allows one %d only
+    std::snprintf(name, sizeof name, path_.c_str(),
+                  int(first_index_ + i));  // check_pattern allows one %d only
     return name;
   }
 
  private:
   static void check_pattern(const std::string& path) {
+    if (!path.ends_with(".png"))
+      throw InputError(cat("--output ", path,
+                           ": images are written as PNG, so the name must end in .png, like DIR/%05d.png"));
     size_t at = path.find('%'), i = at + 1;
     while (i < path.size() && path[i] >= '0' && path[i] <= '9' && i - at < 4) ++i;
-    if (i >= path.size() || path[i] != 'd' || path.find('%', at + 1) != std::string::npos || path.size() > 3000)
+    if (i >= path.size() || path[i] != 'd' || path.find('%', at + 1) != std::string::npos ||
+        path.size() > 3000)
       throw InputError(cat("--output ", path, ": wants exactly one number, like DIR/%05d.png"));
   }
 
@@ -92,7 +101,8 @@ class Output {
   bool single_ = false;
 };
 
-std::vector<int64_t> parse_classes(const ModelConfig& config, const std::string& list, int64_t count, int64_t first) {
+std::vector<int64_t> parse_classes(const ModelConfig& config, const std::string& list, int64_t count,
+                                   int64_t first) {
   std::vector<int64_t> wanted;
   if (list.empty()) {
     for (int64_t c = 0; c < config.generator->classes; ++c) wanted.push_back(c);
@@ -103,6 +113,8 @@ std::vector<int64_t> parse_classes(const ModelConfig& config, const std::string&
     } else {
       for (size_t begin = 0; begin <= list.size();) {
         const size_t comma = std::min(list.find(',', begin), list.size());
+        if (comma == begin)
+          throw InputError(cat("--class ", list, ": has an empty item; give NAME or ID, or a list like 0,3"));
         wanted.push_back(class_id(config, list.substr(begin, comma - begin)));
         begin = comma + 1;
       }
@@ -118,15 +130,20 @@ std::string class_name(const ModelConfig& config, int64_t id) {
 }
 
 // The text chunk "parameters": what sd tools read, then the same as JSON.
-TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& options, const TableOptions& table,
-                            const Schedule& schedule, int64_t index, const std::vector<int64_t>& classes) {
+TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& options,
+                            const TableOptions& table, const Schedule& schedule, int64_t index,
+                            const std::vector<int64_t>& classes) {
   const ModelConfig& config = pipeline.config();
   std::string label;
-  if (classes.size() == 1) label = class_name(config, classes[0]);
-  else label = cat(classes.size(), " images");
+  if (classes.size() == 1)
+    label = class_name(config, classes[0]);
+  else
+    label = cat(classes.size(), " images");
   Json j;
-  if (classes.size() == 1) j["class"] = classes[0], j["class_name"] = label;
-  else j["classes"] = classes;
+  if (classes.size() == 1)
+    j["class"] = classes[0], j["class_name"] = label;
+  else
+    j["classes"] = classes;
   j["model"] = config.name;
   j["model_hash"] = pipeline.model_hash();
   j["steps"] = schedule.steps();
@@ -146,9 +163,10 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
   j["version"] = ADANAT_VERSION;
   const std::string guidance = tabled ? cat("CFG scale: ", table.guidance, ", ") : "";
   const std::string line =
-      cat(label, "\nSteps: ", schedule.steps(), ", Sampler: ", schedule.name(), ", ", guidance, "Seed: ", options.seed,
-          ", Size: ", config.image_size, "x", config.image_size, ", Model hash: ", pipeline.model_hash().substr(0, 10),
-          ", Model: ", config.name, ", Version: adanat ", ADANAT_VERSION, "\n", j.dump());
+      cat(label, "\nSteps: ", schedule.steps(), ", Sampler: ", schedule.name(), ", ", guidance,
+          "Seed: ", options.seed, ", Size: ", config.image_size, "x", config.image_size,
+          ", Model hash: ", pipeline.model_hash().substr(0, 10), ", Model: ", config.name,
+          ", Version: adanat ", ADANAT_VERSION, "\n", j.dump());
   return {{"parameters", line}};
 }
 
@@ -204,22 +222,29 @@ void refuse_table_flags(const GenerateOptions& o, const Schedule& schedule) {
   const bool any = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
   const std::string name = schedule.name();
   if (any && !schedule.takes_table_options())
-    throw InputError(cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
-                         "linear and halton; schedule ", name, " brings its own"));
+    throw InputError(
+        cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
+            "linear and halton; schedule ",
+            name, " brings its own"));
 }
 
 void check_options(const GenerateOptions& o) {
-  if (o.count < 1 || o.count > 100'000'000) throw InputError(cat("--count ", o.count, ": must be 1 to 100000000"));
-  if (o.has_steps && (o.steps < 1 || o.steps > 1000)) throw InputError(cat("--steps ", o.steps, ": must be 1 to 1000"));
-  if (o.batch_size < 1 || o.batch_size > 65536) throw InputError(cat("--batch-size ", o.batch_size, ": must be 1 to 65536"));
+  if (o.count < 1 || o.count > 100'000'000)
+    throw InputError(cat("--count ", o.count, ": must be 1 to 100000000"));
+  if (o.has_steps && (o.steps < 1 || o.steps > 1000))
+    throw InputError(cat("--steps ", o.steps, ": must be 1 to 1000"));
+  if (o.batch_size < 1 || o.batch_size > 65536)
+    throw InputError(cat("--batch-size ", o.batch_size, ": must be 1 to 65536"));
   if (o.output.empty()) throw InputError("--output: must not be empty; give FILE.png, DIR/ or DIR/%05d.png");
   if (o.first_index < 0 || o.first_index > (int64_t(1) << 31) - o.count)
     throw InputError(cat("--first-index ", o.first_index, ": image indices must lie in 0 to 2147483647"));
   const std::vector<std::string> outputs = {o.output, o.save_tokens, o.trace};
   for (size_t i = 0; i < outputs.size(); ++i)
     for (size_t j = i + 1; j < outputs.size(); ++j)
-      if (!outputs[i].empty() && !outputs[j].empty() && fs::absolute(outputs[i]).lexically_normal() == fs::absolute(outputs[j]).lexically_normal())
-        throw InputError(cat(outputs[i], ": is named as two outputs; --output, --save-tokens and --trace must differ"));
+      if (!outputs[i].empty() && !outputs[j].empty() &&
+          fs::absolute(outputs[i]).lexically_normal() == fs::absolute(outputs[j]).lexically_normal())
+        throw InputError(
+            cat(outputs[i], ": is named as two outputs; --output, --save-tokens and --trace must differ"));
   if (!o.save_tokens.empty()) const AtomicFile probe(o.save_tokens);
   if (!o.preview.empty()) {
     std::error_code error;
@@ -229,9 +254,11 @@ void check_options(const GenerateOptions& o) {
   }
 }
 
-void write_previews(Pipeline& pipeline, const TokensObserver& steps, const std::string& folder, int64_t first_index) {
+void write_previews(Pipeline& pipeline, const TokensObserver& steps, const std::string& folder,
+                    int64_t first_index) {
   const at::Tensor proposals = steps.proposals();
   for (int64_t t = 0; t < proposals.size(0); ++t) {
+    check_interrupt();
     const at::Tensor images = pipeline.decode(proposals[t]);
     for (int64_t b = 0; b < images.size(0); ++b) {
       char name[64];
@@ -255,68 +282,88 @@ void run_generate(const GenerateOptions& o) {
   refuse_table_flags(o, *schedule);
   for (const int64_t cells : {output.rows(), output.columns()})
     if (cells * (config.image_size + 2) > kMaxImageSide)
-      throw InputError(cat("--output ", o.output, ": one grid of ", output.rows(), "x", output.columns(), " images of ",
-                           config.image_size, " pixels is over the ", kMaxImageSide, "-pixel limit; give DIR/ instead"));
-  const std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
+      throw InputError(cat("--output ", o.output, ": one grid of ", output.rows(), "x", output.columns(),
+                           " images of ", config.image_size, " pixels is over the ", kMaxImageSide,
+                           "-pixel limit; give DIR/ instead"));
+  std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
   TraceFile trace_file(o.trace, schedule->steps());
   const double loaded = monotonic_seconds();
 
+  // What is finished, batch after batch. A signal ends the work between two steps; what is finished by then
+  // is written as if no more had been asked for.
   Progress progress("generate", o.count, "images");
   std::vector<at::Tensor> grid_images, all_tokens, all_steps;
   std::vector<std::string> files;
   std::future<void> writing;  // the files of the last batch, while the next one is made
-  for (int64_t begin = 0; begin < o.count; begin += o.batch_size) {
-    check_interrupt();
-    const int64_t size = std::min(o.batch_size, o.count - begin), first = o.first_index + begin;
-    const BatchRequest request{{classes.begin() + begin, classes.begin() + begin + size}, o.seed, first};
-    TraceObserver trace(pipeline.generator().mask_id());
-    TokensObserver steps;
-    std::vector<SamplerObserver*> observers;
-    if (!o.trace.empty()) observers.push_back(&trace);
-    if (!o.save_tokens.empty() || !o.preview.empty()) observers.push_back(&steps);
-    const BatchResult made = pipeline.generate(request, *schedule, observers);
-    if (!o.trace.empty()) trace_file.add(trace, first, request.classes);
-    if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, first);
-    if (!o.save_tokens.empty()) all_tokens.push_back(made.tokens), all_steps.push_back(steps.tokens());
-    if (writing.valid()) writing.get();
-    if (output.single()) {
-      grid_images.push_back(made.images);
-    } else {
-      for (int64_t i = 0; i < size; ++i) files.push_back(output.file(begin + i).string());
-      writing = std::async(std::launch::async, [&, request, images = made.images, begin] {
-        for (int64_t i = 0; i < images.size(0); ++i)
-          write_png(output.file(begin + i), to_image(images[i]),
-                    parameters_chunk(pipeline, o, table, *schedule, request.first_index + i, {request.classes[size_t(i)]}));
-      });
+  int64_t done = 0;
+  std::optional<Interrupted> stopped;
+  try {
+    while (done < o.count) {
+      check_interrupt();
+      const int64_t size = std::min(o.batch_size, o.count - done), first = o.first_index + done;
+      const BatchRequest request{{classes.begin() + done, classes.begin() + done + size}, o.seed, first};
+      TraceObserver trace(pipeline.generator().mask_id());
+      TokensObserver steps;
+      InterruptObserver interrupt;
+      std::vector<SamplerObserver*> observers = {&interrupt};
+      if (!o.trace.empty()) observers.push_back(&trace);
+      if (!o.save_tokens.empty() || !o.preview.empty()) observers.push_back(&steps);
+      const BatchResult made = pipeline.generate(request, *schedule, observers);
+      if (writing.valid()) writing.get();
+      if (!o.trace.empty()) trace_file.add(trace, first, request.classes);
+      if (!o.save_tokens.empty()) all_tokens.push_back(made.tokens), all_steps.push_back(steps.tokens());
+      if (output.single()) {
+        grid_images.push_back(made.images);
+      } else {
+        for (int64_t i = 0; i < size; ++i) files.push_back(output.file(done + i).string());
+        writing = std::async(std::launch::async, [&, request, images = made.images, begin = done] {
+          for (int64_t i = 0; i < images.size(0); ++i)
+            write_png(output.file(begin + i), to_image(images[i]),
+                      parameters_chunk(pipeline, o, table, *schedule, request.first_index + i,
+                                       {request.classes[size_t(i)]}));
+        });
+      }
+      done += size;
+      if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, first);
+      progress.update(done);
     }
-    progress.update(begin + size);
+  } catch (const Interrupted& signal) {
+    stopped = signal;
   }
   if (writing.valid()) writing.get();
-  if (output.single()) {
+  classes.resize(size_t(done));
+  if (output.single() && done > 0) {
     files.push_back(o.output);
     write_png(o.output, make_grid(at::cat(grid_images), output.rows(), output.columns()),
               parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes));
   }
-  trace_file.write();
-  if (!o.save_tokens.empty())
+  if (done > 0) trace_file.write();
+  if (!o.save_tokens.empty() && done > 0)
     write_tensors(o.save_tokens, {{"tokens", at::cat(all_tokens)},
                                   {"steps", at::cat(all_steps, 1)},
                                   {"classes", at::tensor(classes, at::kLong)}});
-  const double done = monotonic_seconds();
+  const double ended = monotonic_seconds();
   if (o.json) {
     Json j;
-    j["count"] = o.count;
+    j["count"] = done;
     j["files"] = files;
     j["model"] = config.name;
     j["steps"] = schedule->steps();
     j["schedule"] = schedule->name();
     j["seed"] = o.seed;
     j["first_index"] = o.first_index;
-    j["seconds"] = {{"load", loaded - began}, {"generate", done - loaded}};
-    std::printf("%s\n", j.dump().c_str());
-  } else {
-    note(cat(o.count, o.count == 1 ? " image in " : " images in ", format_duration(done - began), ": ", o.output));
+    j["seconds"] = {{"load", loaded - began}, {"generate", ended - loaded}};
+    std::printf("%s\n", j.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   }
+  if (stopped) {
+    std::fflush(stdout);
+    warning(cat("stopped after ", done, " of ", o.count, " images",
+                done > 0 ? ", which are written: " + o.output : ""));
+    throw *stopped;
+  }
+  if (!o.json)
+    note(cat(o.count, o.count == 1 ? " image in " : " images in ", format_duration(ended - began), ": ",
+             o.output));
 }
 
 }  // namespace
@@ -327,21 +374,25 @@ void add_generate(CLI::App& app) {
   command->add_option("-m,--model", o->model, "model folder")->required();
   command->add_option("-o,--output", o->output, "FILE.png (one grid), DIR/ or DIR/%05d.png")->required();
   command->add_option("-n,--count", o->count, "images in all")->capture_default_str();
-  command->add_option("-c,--class", o->classes, "NAME or ID, or a list with commas; default: all classes in turn");
+  command->add_option("-c,--class", o->classes,
+                      "NAME or ID, or a list with commas; default: all classes in turn");
   command->add_option("--steps", o->steps, "generation steps; default: the model's");
-  command->add_option("--schedule", o->schedule,
-                      "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
-                      "policy, else cosine");
+  command->add_option(
+      "--schedule", o->schedule,
+      "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
+      "policy, else cosine");
   command->add_option("--policy", o->policy, "policy file for --schedule adaptive; default: the model's");
   command->add_option("--guidance", o->guidance, "guidance scale of a table, 0 = none; default: the model's");
   command->add_option("--guidance-curve", o->guidance_curve, "linear or constant");
   command->add_option("--temperature", o->temperature, "re-mask temperature of a table");
-  command->add_option("--sampling-temperature", o->sampling_temperature, "temperature of the draws of a table");
+  command->add_option("--sampling-temperature", o->sampling_temperature,
+                      "temperature of the draws of a table");
   command->add_option("-s,--seed", o->seed, "seed; with an index it fixes an image")->capture_default_str();
   command->add_option("--first-index", o->first_index, "index of the first image")->capture_default_str();
   command->add_option("-b,--batch-size", o->batch_size, "images made together")->capture_default_str();
   command->add_option("--grid", o->grid, "ROWSxCOLUMNS of FILE.png");
-  command->add_option("--save-tokens", o->save_tokens, "FILE.safetensors with the tokens of all images and steps");
+  command->add_option("--save-tokens", o->save_tokens,
+                      "FILE.safetensors with the tokens of all images and steps");
   command->add_option("--trace", o->trace, "FILE.json with the decisions of every step");
   command->add_option("--preview", o->preview, "DIR for the image after every step");
   command->add_flag("--json", o->json, "a summary as JSON on stdout");

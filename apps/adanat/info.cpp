@@ -1,4 +1,5 @@
-// adanat info PATH: what a model folder, checkpoint, token file, dataset or one of our PNGs holds.
+// adanat info PATH: what a model folder, checkpoint, tensor file (safetensors, PyTorch, numpy), token file,
+// dataset or one of our PNGs holds.
 #include <cstdio>
 #include <filesystem>
 
@@ -7,7 +8,10 @@
 #include "core/base/log.h"
 #include "core/data/dataset.h"
 #include "core/data/token_file.h"
+#include "core/io/npy.h"
+#include "core/io/pth.h"
 #include "core/io/safetensors.h"
+#include "core/io/zip.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
@@ -40,6 +44,104 @@ Json describe_safetensors(const fs::path& path) {
   j["metadata"] = file.metadata();
   j["tensors"] = tensors;
   return j;
+}
+
+// Names and texts of files from elsewhere: JSON wants valid UTF-8, a terminal no control characters.
+std::string shown(std::string_view text) {
+  std::string out;
+  for (const char c : text.substr(0, 1000)) out += static_cast<unsigned char>(c) < ' ' || c == 127 ? ' ' : c;
+  if (text.size() > 1000) out += "...";
+  const std::string valid = Json(out).dump(-1, ' ', false, Json::error_handler_t::replace);
+  return Json::parse(valid).get<std::string>();
+}
+
+Json describe_pth(const fs::path& path, bool verify) {
+  // Names that no tensor needs are listed here instead of refused: this is the command to look at such a file
+  // with.
+  const PthFile file = PthFile::open(path, UnknownNames::kList);
+  Json j;
+  j["kind"] = cat("PyTorch file (", file.container(), ")");
+  Json tensors = Json::array();
+  uint64_t values = 0;
+  for (const PthTensor& tensor : file.tensors()) {
+    if (__builtin_add_overflow(values, tensor.count(), &values)) values = UINT64_MAX;
+    tensors.push_back(
+        {{"name", shown(tensor.name)}, {"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}});
+    if (verify) file.storage(tensor);
+  }
+  j["values"] = values;
+  if (!file.refused().empty()) {
+    j["refused"] = Json::array();
+    for (const std::string& name : file.refused()) j["refused"].push_back(shown(name));
+  }
+  if (!file.scalars().empty()) {
+    Json& plain = j["plain"] = Json::object();
+    for (const auto& [name, value] : file.scalars()) {
+      Json& out = plain[shown(name)];
+      switch (value.kind) {
+        case PthScalar::Kind::kNone:
+          break;
+        case PthScalar::Kind::kBool:
+          out = value.integer != 0;
+          break;
+        case PthScalar::Kind::kInt:
+          out = value.integer;
+          break;
+        case PthScalar::Kind::kFloat:
+          out = value.real;
+          break;
+        case PthScalar::Kind::kText:
+          out = shown(value.text);
+          break;
+      }
+    }
+  }
+  j["tensors"] = tensors;
+  if (verify) j["verified"] = true;
+  return j;
+}
+
+Json describe_npz(const fs::path& path, bool verify) {
+  const NpzFile file(path);
+  Json j;
+  j["kind"] = "numpy archive";
+  Json tensors = Json::array();
+  for (const std::string& name : file.names()) {
+    try {
+      const NpyHeader header = file.header(name);
+      tensors.push_back({{"name", shown(name)}, {"dtype", name_of(header.dtype)}, {"shape", header.shape}});
+    } catch (const InputError& error) {
+      // One array of a type that is not read (texts, objects) hides none of the others.
+      j["unreadable"].push_back(shown(error.what()));
+    }
+  }
+  if (verify) file.verify();
+  j["tensors"] = tensors;
+  if (verify) j["verified"] = true;
+  return j;
+}
+
+Json describe_npy(const fs::path& path) {
+  const auto file = MappedFile::open(path);
+  const NpyHeader header = parse_npy_header(file->bytes(), path.string());
+  Json j;
+  j["kind"] = "numpy array";
+  j["tensors"] = Json::array({{{"name", ""}, {"dtype", name_of(header.dtype)}, {"shape", header.shape}}});
+  return j;
+}
+
+// Files of tensors, by content; null for anything else.
+Json describe_tensors(const fs::path& path, bool verify) {
+  const auto file = MappedFile::open(path);
+  if (is_zip(file->bytes())) {
+    for (const ZipEntry& entry : ZipFile::open(file).entries())
+      if (entry.name.ends_with(".npy")) return describe_npz(path, verify);
+    return describe_pth(path, verify);
+  }
+  if (is_pth(file->bytes())) return describe_pth(path, verify);
+  const std::string_view head(reinterpret_cast<const char*>(file->data()), std::min<size_t>(file->size(), 6));
+  if (head == "\x93NUMPY") return describe_npy(path);
+  return nullptr;
 }
 
 Json describe_model(const fs::path& path, bool verify) {
@@ -78,7 +180,8 @@ Json describe_run(const fs::path& path) {
   j["kind"] = "training run";
   j["config"] = read_json_file((path / "config.json").string());
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(path / "checkpoints")) names.push_back(entry.path().filename());
+  for (const auto& entry : fs::directory_iterator(path / "checkpoints"))
+    names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   j["checkpoints"] = names;
   return j;
@@ -115,6 +218,12 @@ Json describe(const InfoOptions& o) {
     return describe_safetensors(path);
   } else if (path.extension() == ".png") {
     return describe_png(path);
+  } else if (fs::is_regular_file(path)) {
+    if (Json j = describe_tensors(path, o.verify); !j.is_null()) return j;
+    // Names that only checkpoints have: say what is wrong with the checkpoint, not that it is no dataset.
+    for (const char* suffix : {".pth", ".pt", ".ckpt"})
+      if (path.extension() == suffix) return describe_pth(path, o.verify);
+    if (path.extension() == ".npz") return describe_npz(path, o.verify);
   }
   return describe_dataset(o.path);
 }
@@ -127,14 +236,16 @@ void print(const Json& j, int indent) {
       std::printf("%stensors: %zu\n", space.c_str(), value.size());
       for (const Json& t : value)
         std::printf("%s  %s %s %s\n", space.c_str(), t["name"].get<std::string>().c_str(),
-                    t["dtype"].get<std::string>().c_str(), shape_text(t["shape"].get<std::vector<int64_t>>()).c_str());
+                    t["dtype"].get<std::string>().c_str(),
+                    shape_text(t["shape"].get<std::vector<int64_t>>()).c_str());
     } else if (value.is_object()) {
       std::printf("%s%s:\n", space.c_str(), key.c_str());
       print(value, indent + 2);
     } else if (value.is_string()) {
       std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.get<std::string>().c_str());
     } else {
-      std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.dump().c_str());
+      std::printf("%s%s: %s\n", space.c_str(), key.c_str(),
+                  value.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
     }
   }
 }
@@ -142,16 +253,23 @@ void print(const Json& j, int indent) {
 }  // namespace
 
 void add_info(CLI::App& app) {
-  auto* command = app.add_subcommand("info", "what a model folder, checkpoint, token file, dataset or PNG holds");
+  auto* command = app.add_subcommand(
+      "info", "what a model folder, checkpoint, tensor file, token file, dataset or PNG holds");
   auto o = std::make_shared<InfoOptions>();
   command->add_option("path", o->path, "file or folder")->required();
-  command->add_flag("--verify", o->verify, "check the files of a model folder against their hashes");
+  command->add_flag("--verify", o->verify,
+                    "check the files of a model folder against their hashes, and the checksums inside "
+                    "PyTorch and numpy files");
   command->add_flag("--json", o->json, "as JSON");
-  command->footer("Examples:\n  adanat info models/signs --verify\n  adanat info out/00000.png");
+  command->footer(
+      "Examples:\n  adanat info models/signs --verify\n  adanat info out/00000.png\n  adanat info "
+      "nnet_ema.pth --json");
   command->callback([o] {
     const Json j = describe(*o);
-    if (o->json) std::printf("%s\n", j.dump(2).c_str());
-    else print(j, 0);
+    if (o->json)
+      std::printf("%s\n", j.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
+    else
+      print(j, 0);
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include "apps/adanat/cli.h"
 #include "core/base/error.h"
+#include "core/base/text.h"
 #include "core/nn/device.h"
 #include "kernels/load.h"
 
@@ -15,20 +16,16 @@ const char* const kOutOfMemory = "out of memory; use a smaller --batch-size or a
 
 int report(int status, const std::string& message) {
   // One line, whatever a library put into its message.
-  std::string line;
-  for (const char c : message) {
-    if (c == '\n') line += "\\n";
-    else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) line += '?';
-    else line += c;
-  }
-  std::fprintf(stderr, "error: %s\n", line.c_str());
+  std::fprintf(stderr, "error: %s\n", adanat::one_line(message).c_str());
   return status;
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{"adanat: images from a masked-token transformer in a few steps, with schedules learned per image.",
-               "adanat"};
-  app.set_version_flag("--version", [] { return "adanat " ADANAT_VERSION " (" + adanat::platform_line() + ")"; });
+  CLI::App app{
+      "adanat: images from a masked-token transformer in a few steps, with schedules learned per image.",
+      "adanat"};
+  app.set_version_flag("--version",
+                       [] { return "adanat " ADANAT_VERSION " (" + adanat::platform_line() + ")"; });
   app.footer("Try: adanat generate -m models/signs -o signs.png -n 43");
   app.require_subcommand(1);
   adanat::add_generate(app);
@@ -37,6 +34,11 @@ int run(int argc, char** argv) {
   adanat::add_eval(app);
   adanat::add_search(app);
   adanat::add_info(app);
+  adanat::check_values(app);
+  // Paths and names end up in JSON, which knows nothing else.
+  for (int i = 1; i < argc; ++i)
+    if (!adanat::is_utf8(argv[i]))
+      return report(2, adanat::cat("argument ", i, " (", argv[i], ") is not valid UTF-8; rename the file"));
   const auto is_first = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first).empty())
     return report(2, std::string(argv[1]) + ": no such command; see adanat --help");
@@ -46,9 +48,11 @@ int run(int argc, char** argv) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
     return report(2, std::string(e.what()) + "; see adanat " +
-                         (app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ") + "--help");
+                         (app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ") +
+                         "--help");
   }
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) return report(1, "standard output cannot be written");
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+    return report(1, "standard output cannot be written");
   return 0;
 }
 
@@ -62,7 +66,8 @@ int main(int argc, char** argv) {
     return report(e.exit_code(), e.what());
   } catch (const c10::Error& e) {
     const std::string text = e.what_without_backtrace(), what = text.substr(0, text.find('\n'));
-    const bool memory = what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
+    const bool memory =
+        what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
     return report(1, memory ? kOutOfMemory : what);
   } catch (const std::bad_alloc&) {
     return report(1, kOutOfMemory);

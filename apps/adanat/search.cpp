@@ -1,4 +1,5 @@
-// adanat search schedule: the best table for all images, by distance in `features` space (the measure is never searched on).
+// adanat search schedule: the best table for all images, by distance in `features` space (the measure is
+// never searched on).
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
 
@@ -47,7 +48,8 @@ std::vector<SearchedTable> read_history(const fs::path& file, const Json& wanted
   if (!j.is_object() || !j.contains("search") || !j.contains("tables") || !j["tables"].is_array())
     throw InputError(cat(file.string(), ": is no history of a search"));
   if (j["search"] != wanted)
-    throw InputError(cat(file.string(), ": is the history of another search (other flags, model or data); give the same, or "
+    throw InputError(cat(file.string(),
+                         ": is the history of another search (other flags, model or data); give the same, or "
                          "another --output"));
   std::vector<SearchedTable> out;
   for (const Json& entry : j["tables"]) {
@@ -57,8 +59,8 @@ std::vector<SearchedTable> read_history(const fs::path& file, const Json& wanted
     config_detail::read_value(entry["raw"], table.raw, file.string(), "tables.raw");
     config_detail::read_value(entry["score"], table.score, file.string(), "tables.score");
     if (int64_t(table.raw.size()) != wanted["steps"].get<int64_t>() * 4)
-      throw InputError(cat(file.string(), ": tables[", out.size(), "].raw has ", table.raw.size(), " numbers, wanted ",
-                           wanted["steps"].get<int64_t>() * 4));
+      throw InputError(cat(file.string(), ": tables[", out.size(), "].raw has ", table.raw.size(),
+                           " numbers, wanted ", wanted["steps"].get<int64_t>() * 4));
     out.push_back(std::move(table));
   }
   return out;
@@ -68,11 +70,13 @@ void write_history(const fs::path& file, const Json& search, const std::vector<S
   Json j;
   j["search"] = search;
   j["tables"] = Json::array();
-  for (const SearchedTable& table : history) j["tables"].push_back({{"score", table.score}, {"raw", table.raw}});
+  for (const SearchedTable& table : history)
+    j["tables"].push_back({{"score", table.score}, {"raw", table.raw}});
   write_file_atomic(file, j.dump() + "\n");
 }
 
-GaussianStats reference_stats(const ImageDataset& data, int64_t image_size, FeatureNet& net, int64_t batch_size) {
+GaussianStats reference_stats(const ImageDataset& data, int64_t image_size, FeatureNet& net,
+                              int64_t batch_size) {
   const at::NoGradGuard no_grad;
   std::optional<GaussianAccumulator> all;
   SequentialReader reader(data, image_size, batch_size, /*skip_broken=*/false);
@@ -108,24 +112,30 @@ void run_search(const SearchOptions& o) {
     throw InputError(cat("--rule ", o.rule, ": must be adanat or maskgit"));
   const fs::path history_file = o.output.substr(0, o.output.size() - 5) + ".history.json";
   if (!o.resume && fs::exists(history_file))
-    throw InputError(cat(history_file.string(), ": holds a search already; add --resume to go on with it, or choose another "
+    throw InputError(cat(history_file.string(),
+                         ": holds a search already; add --resume to go on with it, or choose another "
                          "--output"));
   const at::Device device = o.compute.apply();
   Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
   const fs::path features = fs::path(o.model) / "features.safetensors";
   if (!fs::exists(features))
-    throw InputError(cat(features.string(), ": no such file; the search measures with the model's features network"));
+    throw InputError(
+        cat(features.string(), ": no such file; the search measures with the model's features network"));
   const auto net = load_feature_net(features);
   const auto data = open_dataset(o.reference);
   note(data->describe());
   if (data->class_names() != pipeline.config().class_names)
     throw InputError(cat("--reference ", o.reference, ": has other classes than the model"));
   ScheduleTable start;
-  if (o.start == "cosine") start = cosine_table(o.search.steps, pipeline.config().sampling.table);
-  else if (o.start == "autonat") start = search_start_table(o.search.steps);
-  else start = read_schedule_file(o.start);
+  if (o.start == "cosine")
+    start = cosine_table(o.search.steps, pipeline.config().sampling.table);
+  else if (o.start == "autonat")
+    start = search_start_table(o.search.steps);
+  else
+    start = read_schedule_file(o.start);
   if (start.steps != o.search.steps)
-    throw InputError(cat("--start ", o.start, ": has ", start.steps, " steps, --steps says ", o.search.steps));
+    throw InputError(
+        cat("--start ", o.start, ": has ", start.steps, " steps, --steps says ", o.search.steps));
   const ActionBase base = table_base(start);
 
   const Json search = identity(o, pipeline, net->file_hash());
@@ -134,7 +144,8 @@ void run_search(const SearchOptions& o) {
   { const AtomicFile probe(o.output); }
   const GaussianStats real = reference_stats(*data, pipeline.config().image_size, *net, o.batch_size);
   const auto score = [&](const ScheduleTable& table, int64_t images, int64_t seed) {
-    return distance(pipeline, *make_table_schedule("candidate", table), *data, *net, real, images, seed, o.batch_size);
+    return distance(pipeline, *make_table_schedule("candidate", table), *data, *net, real, images, seed,
+                    o.batch_size);
   };
   const auto table_at = [&](size_t i) { return searched_table(base, history[i].raw, o.rule); };
 
@@ -146,10 +157,11 @@ void run_search(const SearchOptions& o) {
     history.push_back(std::move(next));
     write_history(history_file, search, history);
     const size_t best = best_tables(history, 1)[0];
-    if (best + 1 == history.size()) write_file_atomic(o.output, config_to_json(table_at(best)).dump(2) + "\n");
+    if (best + 1 == history.size())
+      write_file_atomic(o.output, config_to_json(table_at(best)).dump(2) + "\n");
     char text[96];
-    std::snprintf(text, sizeof text, "FD %.4g, best %.4g (start %.4g)", history.back().score, history[best].score,
-                  history[0].score);
+    std::snprintf(text, sizeof text, "FD %.4g, best %.4g (start %.4g)", history.back().score,
+                  history[best].score, history[0].score);
     progress.update(int64_t(history.size()), text);
   }
   // The best of many noisy scores is partly luck: the best few are measured again on other seeds.
@@ -176,26 +188,37 @@ void run_search(const SearchOptions& o) {
 void add_search(CLI::App& app) {
   auto* search = app.add_subcommand("search", "search for a schedule");
   search->require_subcommand(1);
-  auto* command = search->add_subcommand("schedule", "a table for all images, by FD under the features network");
+  auto* command =
+      search->add_subcommand("schedule", "a table for all images, by FD under the features network");
   auto o = std::make_shared<SearchOptions>();
   ScheduleSearchConfig& s = o->search;
   command->add_option("-m,--model", o->model, "model folder")->required();
-  command->add_option("--reference", o->reference, "dataset to compare with; #split and @begin:end may follow")->required();
-  command->add_option("-o,--output", o->output, "FILE.json for the table; FILE.history.json holds all that was tried")
+  command
+      ->add_option("--reference", o->reference, "dataset to compare with; #split and @begin:end may follow")
       ->required();
-  command->add_option("--start", o->start, "cosine (the model's), autonat, or FILE.json")->capture_default_str();
-  command->add_option("--rule", o->rule, "re-mask rule of the tables: maskgit or adanat")->capture_default_str();
+  command
+      ->add_option("-o,--output", o->output,
+                   "FILE.json for the table; FILE.history.json holds all that was tried")
+      ->required();
+  command->add_option("--start", o->start, "cosine (the model's), autonat, or FILE.json")
+      ->capture_default_str();
+  command->add_option("--rule", o->rule, "re-mask rule of the tables: maskgit or adanat")
+      ->capture_default_str();
   command->add_option("--steps", s.steps, "generation steps")->capture_default_str();
   command->add_option("--method", s.method, "random or evolution")->capture_default_str();
-  command->add_option("--candidates", s.candidates, "tables tried, the start included")->capture_default_str();
-  command->add_option("--population", s.population, "tables that have children and are measured again")->capture_default_str();
+  command->add_option("--candidates", s.candidates, "tables tried, the start included")
+      ->capture_default_str();
+  command->add_option("--population", s.population, "tables that have children and are measured again")
+      ->capture_default_str();
   command->add_option("--spread", s.spread, "width of random tables around the start")->capture_default_str();
   command->add_option("--mutation", s.mutation, "width of a child around its parent")->capture_default_str();
   command->add_option("--count", s.images, "images per candidate")->capture_default_str();
   command->add_option("--final-count", s.final_images, "images when the best are measured again; 0 = not")
       ->capture_default_str();
   command->add_option("-s,--seed", s.seed, "seed of tables and images")->capture_default_str();
-  command->add_option("-b,--batch-size", o->batch_size, "images at a time")->capture_default_str()->check(CLI::Range(1, 65536));
+  command->add_option("-b,--batch-size", o->batch_size, "images at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
   command->add_flag("--resume", o->resume, "go on with FILE.history.json");
   o->compute.add_to(*command);
   command->footer(

@@ -50,13 +50,15 @@ void run_encode(const EncodeOptions& o) {
     if (o.flip) encode(images.flip({3}), batch->labels, true);
     progress.update(done += batch->labels.size(0));
   }
-  if (reader.skipped() > 0) warning(cat(reader.skipped(), " images of ", o.data, " could not be read and were left out"));
+  if (reader.skipped() > 0)
+    warning(cat(reader.skipped(), " images of ", o.data, " could not be read and were left out"));
   TokenFile file;
   file.tokens = at::cat(tokens), file.classes = at::cat(classes), file.flipped = at::cat(flipped);
   file.grid_height = file.grid_width = config.image_size / config.tokenizer->factor();
   file.vocab = config.tokenizer->codes;
   const auto hash = config.files.find("tokenizer.safetensors");
-  if (hash == config.files.end()) throw InputError(cat(o.model, ": config.json has no hash of tokenizer.safetensors"));
+  if (hash == config.files.end())
+    throw InputError(cat(o.model, ": config.json has no hash of tokenizer.safetensors"));
   file.tokenizer_hash = hash->second;
   file.class_names = dataset->class_names();
   file.dataset = dataset->describe();
@@ -78,13 +80,17 @@ void run_decode(const DecodeOptions& o) {
   const SavedTokens saved = read_saved_tokens(o.input);
   const int64_t n = config.image_size / config.tokenizer->factor();
   if (saved.tokens.size(1) != n * n)
-    throw InputError(cat(o.input, ": has ", saved.tokens.size(1), " tokens an image, the tokenizer of ", o.model, " makes ",
-                         n * n));
+    throw InputError(cat(o.input, ": has ", saved.tokens.size(1), " tokens an image, the tokenizer of ",
+                         o.model, " makes ", n * n));
   if (saved.tokens.numel() > 0 && saved.tokens.max().item<int64_t>() >= config.tokenizer->codes)
-    throw InputError(cat(o.input, ": holds the id ", saved.tokens.max().item<int64_t>(), ", the tokenizer of ", o.model,
-                         " has ", config.tokenizer->codes, " codes"));
+    throw InputError(cat(o.input, ": holds the id ", saved.tokens.max().item<int64_t>(),
+                         ", the tokenizer of ", o.model, " has ", config.tokenizer->codes, " codes"));
   const int64_t count = saved.tokens.size(0);
   const bool single = fs::path(o.output).extension() == ".png";
+  if (!single && !o.output.ends_with('/') && fs::path(o.output).has_extension() &&
+      !fs::is_directory(o.output))
+    throw InputError(
+        cat("--output ", o.output, ": images are written as PNG; give FILE.png (one grid) or DIR/"));
   if (!single) {
     std::error_code error;
     fs::create_directories(o.output, error);
@@ -116,23 +122,33 @@ void run_decode(const DecodeOptions& o) {
 void add_tokenize(CLI::App& app) {
   auto* command = app.add_subcommand("tokenize", "images <-> token files");
   command->require_subcommand(1);
-  auto* encode = command->add_subcommand("encode", "a dataset -> a token file, what generators are trained on");
+  auto* encode =
+      command->add_subcommand("encode", "a dataset -> a token file, what generators are trained on");
   auto e = std::make_shared<EncodeOptions>();
   encode->add_option("-m,--model", e->model, "model folder with a tokenizer")->required();
-  encode->add_option("--data", e->data, "dataset: folder, .tar.gz, idx, CIFAR; #split and @begin:end may follow")->required();
+  encode
+      ->add_option("--data", e->data,
+                   "dataset: folder, .tar.gz, idx, CIFAR; #split and @begin:end may follow")
+      ->required();
   encode->add_option("-o,--output", e->output, "FILE.safetensors")->required();
   encode->add_flag("--flip", e->flip, "also the mirrored images");
-  encode->add_option("-b,--batch-size", e->batch_size, "images encoded together")->capture_default_str()->check(CLI::Range(1, 65536));
+  encode->add_option("-b,--batch-size", e->batch_size, "images encoded together")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
   e->compute.add_to(*encode, false);
-  encode->footer("Example:\n  adanat tokenize encode -m runs/tokenizer/model --data signs.tar.gz -o tokens.safetensors");
+  encode->footer(
+      "Example:\n  adanat tokenize encode -m runs/tokenizer/model --data signs.tar.gz -o tokens.safetensors");
   encode->callback([e] { run_encode(*e); });
 
   auto* decode = command->add_subcommand("decode", "tokens -> images; reads --save-tokens files too");
   auto d = std::make_shared<DecodeOptions>();
   decode->add_option("-m,--model", d->model, "model folder with a tokenizer")->required();
-  decode->add_option("-i,--input", d->input, "token file, or what `generate --save-tokens` wrote")->required();
+  decode->add_option("-i,--input", d->input, "token file, or what `generate --save-tokens` wrote")
+      ->required();
   decode->add_option("-o,--output", d->output, "FILE.png (one grid) or DIR")->required();
-  decode->add_option("-b,--batch-size", d->batch_size, "images decoded together")->capture_default_str()->check(CLI::Range(1, 65536));
+  decode->add_option("-b,--batch-size", d->batch_size, "images decoded together")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
   d->compute.add_to(*decode, false);
   decode->footer("Example:\n  adanat tokenize decode -m models/signs -i tokens.safetensors -o out/");
   decode->callback([d] { run_decode(*d); });

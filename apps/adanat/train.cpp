@@ -22,14 +22,14 @@ namespace {
 
 struct TrainOptions {
   std::string config, data, out, model, init, steps;
-  std::optional<std::string> held_out;
+  std::optional<std::string> held_out, dtype;
   std::vector<std::string> overrides;
   std::optional<int64_t> seed;
   bool resume = false;
   ComputeOptions compute;
 };
 
-// The config file with --set, --data, --held-out and --seed on top.
+// The config file with --set, --data, --held-out, --seed and --dtype on top.
 Json load_config(const TrainOptions& o) {
   Json j = o.config.empty() ? Json::object() : read_json_file(o.config);
   if (!j.is_object()) throw InputError(cat(o.config, ": must hold one JSON object"));
@@ -40,6 +40,7 @@ Json load_config(const TrainOptions& o) {
   if (!o.data.empty()) j["data"] = o.data;
   if (o.held_out) j["held_out"] = *o.held_out;
   if (o.seed) j["seed"] = *o.seed;
+  if (o.dtype) j["dtype"] = *o.dtype;
   if (o.steps == "any") {
     j["steps"] = 0;
   } else if (!o.steps.empty()) {
@@ -77,7 +78,8 @@ std::function<void(const fs::path&)> finish_with(const TrainOptions& o, ModelCon
   };
 }
 
-// "signs" for --out runs/signs, and for runs/signs/generator: a run named after its stage belongs to the folder above.
+// "signs" for --out runs/signs, and for runs/signs/generator: a run named after its stage belongs to the
+// folder above.
 std::string model_name(const fs::path& out) {
   const fs::path absolute = fs::absolute(out).lexically_normal();
   const std::string name = folder_name(absolute);
@@ -87,12 +89,14 @@ std::string model_name(const fs::path& out) {
 }
 
 // Name, image size and classes of a new folder; sampling defaults come along from -m.
-ModelConfig describe_model(const TrainOptions& o, int64_t image_size, const std::vector<std::string>& class_names) {
+ModelConfig describe_model(const TrainOptions& o, int64_t image_size,
+                           const std::vector<std::string>& class_names) {
   ModelConfig config;
   if (!o.model.empty()) {
     const ModelConfig given = read_model_config(o.model);
     if (given.image_size != image_size)
-      throw InputError(cat(o.model, ": its parts are for ", given.image_size, "-pixel images, this run makes ", image_size));
+      throw InputError(cat(o.model, ": its parts are for ", given.image_size,
+                           "-pixel images, this run makes ", image_size));
     config.sampling = given.sampling;
   }
   config.name = model_name(o.out);
@@ -134,12 +138,15 @@ void train_tokenizer(const TrainOptions& o) {
   note(data->describe());
   const auto held_out = open_held_out(config.held_out, config.data);
   std::shared_ptr<FeatureNet> perceptual;
-  if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
+  if (!config.features.empty())
+    perceptual = load_feature_net(config.features);
+  else if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
     perceptual = load_feature_net(fs::path(o.model) / "features.safetensors");
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
   const auto init = load_init(o, "tokenizer.safetensors");
-  const auto recipe = make_tokenizer_recipe(config, data, held_out, perceptual, context, init ? &*init : nullptr);
+  const auto recipe =
+      make_tokenizer_recipe(config, data, held_out, perceptual, context, init ? &*init : nullptr);
   run_training(*recipe, o.out, o.resume, run_info(o, device));
 }
 
@@ -147,32 +154,36 @@ void train_tokenizer(const TrainOptions& o) {
 SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults) {
   return [tokenizer, defaults](GeneratorImpl& generator) mutable {
     const int64_t count = std::min<int64_t>(64, std::max<int64_t>(16, generator.config().classes));
-    const at::Device device = generator.parameters().front().device();
-    const at::Tensor index = at::arange(count, at::TensorOptions().dtype(at::kLong).device(device));
+    const at::Tensor index = at::arange(count, at::kLong);
     const auto schedule = make_table_schedule("cosine", cosine_table(defaults.steps, defaults.table));
     const at::Tensor tokens =
         sample(generator, plain_start(generator, index % generator.config().classes, 42, index), *schedule);
     const auto [rows, columns] = grid_shape(count);
-    return std::vector<NamedImage>{{"samples", make_grid(decode_to_bytes(*tokenizer, tokens), rows, columns)}};
+    return std::vector<NamedImage>{
+        {"samples", make_grid(decode_to_bytes(*tokenizer, tokens), rows, columns)}};
   };
 }
 
 void train_generator(const TrainOptions& o) {
   const at::Device device = o.compute.apply();
-  if (o.model.empty()) throw InputError("-m: give the model folder with the tokenizer that made the token file");
+  if (o.model.empty())
+    throw InputError("-m: give the model folder with the tokenizer that made the token file");
   const auto config = parse_config<GeneratorTrainConfig>(o);
   const ModelConfig given = read_model_config(o.model);
   TokenFile tokens = read_token_file(config.data);
-  const std::string hash = given.files.contains("tokenizer.safetensors") ? given.files.at("tokenizer.safetensors") : "";
+  const std::string hash =
+      given.files.contains("tokenizer.safetensors") ? given.files.at("tokenizer.safetensors") : "";
   if (tokens.tokenizer_hash != hash)
-    throw InputError(cat(config.data, ": was encoded by the tokenizer ", tokens.tokenizer_hash.substr(0, 12), ", but ",
-                         o.model, " holds ", hash.substr(0, 12), "; encode again with `adanat tokenize encode`"));
+    throw InputError(cat(config.data, ": was encoded by the tokenizer ", tokens.tokenizer_hash.substr(0, 12),
+                         ", but ", o.model, " holds ", hash.substr(0, 12),
+                         "; encode again with `adanat tokenize encode`"));
   note(cat(config.data, ": ", tokens.tokens.size(0), " images of ", tokens.tokens.size(1), " tokens"));
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, given.image_size, tokens.class_names));
   const auto init = load_init(o, "generator.safetensors");
-  const auto recipe = make_generator_recipe(config, std::move(tokens), init ? &*init : nullptr, context,
-                                            sample_grid(open_tokenizer(o.model, given, device), given.sampling));
+  const auto recipe =
+      make_generator_recipe(config, std::move(tokens), init ? &*init : nullptr, context,
+                            sample_grid(open_tokenizer(o.model, given, device), given.sampling));
   run_training(*recipe, o.out, o.resume, run_info(o, device));
 }
 
@@ -181,20 +192,23 @@ PolicyTrainConfig parse_policy_config(const TrainOptions& o, const ModelConfig& 
   Json j = load_config(o);
   if (!j.contains("cosine")) j["cosine"] = config_to_json(given.sampling.table);
   auto config = config_from_json<PolicyTrainConfig>(j, o.config.empty() ? "the command line" : o.config);
-  if (config.data.empty()) throw InputError("--data: give the images to train against (or the config key \"data\")");
+  if (config.data.empty())
+    throw InputError("--data: give the images to train against (or the config key \"data\")");
   return config;
 }
 
 void train_policy(const TrainOptions& o) {
   const at::Device device = o.compute.apply();
-  if (o.model.empty()) throw InputError("-m: give the model folder with the generator that the policy is for");
+  if (o.model.empty())
+    throw InputError("-m: give the model folder with the generator that the policy is for");
   const fs::path folder = o.model;
   const ModelConfig given = read_model_config(folder);
   const PolicyTrainConfig config = parse_policy_config(o, given);
   PolicyParts parts;
-  parts.generator = open_generator(folder, given, device, parse_dtype(config.generator_dtype, device));
+  parts.generator = open_generator(folder, given, device, parse_dtype(config.dtype, device));
   parts.tokenizer = open_tokenizer(folder, given, device);
-  if (given.files.contains("generator.safetensors")) parts.generator_hash = given.files.at("generator.safetensors");
+  if (given.files.contains("generator.safetensors"))
+    parts.generator_hash = given.files.at("generator.safetensors");
   RewardContext reward;
   reward.image_size = given.image_size;
   reward.classes = given.generator->classes;
@@ -222,20 +236,24 @@ void train_policy(const TrainOptions& o) {
   run_training(*recipe, o.out, o.resume, run_info(o, device));
 }
 
-void add_kind(CLI::App& train, const std::string& kind, const std::string& help, const std::string& config_keys,
-              const std::string& example, void (*run)(const TrainOptions&)) {
+void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
+              const std::string& config_keys, const std::string& example, void (*run)(const TrainOptions&)) {
   auto* command = train.add_subcommand(kind, help);
   auto o = std::make_shared<TrainOptions>();
   command->add_option("--config", o->config, "FILE.json; missing keys take their defaults");
-  command->add_option("--set", o->overrides, "key.path=value on top of the config; may be repeated")->take_all();
+  command->add_option("--set", o->overrides, "key.path=value on top of the config; may be repeated")
+      ->take_all();
   command->add_option("--data", o->data, "dataset (or token file, for a generator)");
-  command->add_option("--held-out", o->held_out, "data that is only measured on; #test or @9000: refer to --data; \"\" = none");
+  command->add_option("--held-out", o->held_out,
+                      "data that is only measured on; #test or @9000: refer to --data; \"\" = none");
   command->add_option("--out", o->out, "folder of the run")->required();
   command->add_option("-m,--model", o->model, "model folder with the parts that are not trained here");
   command->add_option("--init", o->init, "model folder to start from");
   command->add_flag("--resume", o->resume, "go on from the newest checkpoint in --out");
   command->add_option("--seed", o->seed, "seed; default: the config's");
-  if (kind == "policy") command->add_option("--steps", o->steps, "generation steps T, or any; default: the config's");
+  command->add_option("--dtype", o->dtype, "auto, float32 or bfloat16; default: the config's, else auto");
+  if (kind == "policy")
+    command->add_option("--steps", o->steps, "generation steps T, or any; default: the config's");
   o->compute.add_to(*command, /*with_dtype=*/false);
   command->footer("Config keys:\n" + config_keys + "\nExample:\n  " + example);
   command->callback([o, run] {
@@ -250,24 +268,30 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
 void add_train(CLI::App& app) {
   auto* train = app.add_subcommand("train", "train and resume");
   train->require_subcommand(1);
-  train->footer("Order: classifier (twice: features and measure), tokenizer, `adanat tokenize encode`, generator, policy.");
-  add_kind(*train, "classifier", "a small network for losses (features) or for measuring (measure)",
-           config_help<ClassifierTrainConfig>(),
-           "adanat train classifier --config configs/signs/features.json --data signs.tar.gz --out runs/features",
-           train_classifier);
+  train->footer(
+      "Order: classifier (twice: features and measure), tokenizer, `adanat tokenize encode`, generator, "
+      "policy.");
+  add_kind(
+      *train, "classifier", "a small network for losses (features) or for measuring (measure)",
+      config_help<ClassifierTrainConfig>(),
+      "adanat train classifier --config configs/signs/features.json --data signs.tar.gz --out runs/features",
+      train_classifier);
   add_kind(*train, "tokenizer", "images <-> tokens", config_help<TokenizerTrainConfig>(),
-           "adanat train tokenizer --config configs/signs/tokenizer.json --data signs.tar.gz -m runs/features/model "
+           "adanat train tokenizer --config configs/signs/tokenizer.json --data signs.tar.gz -m "
+           "runs/features/model "
            "--out runs/tokenizer",
            train_tokenizer);
-  add_kind(*train, "generator", "the masked-token transformer, from a token file", config_help<GeneratorTrainConfig>(),
+  add_kind(*train, "generator", "the masked-token transformer, from a token file",
+           config_help<GeneratorTrainConfig>(),
            "adanat train generator --config configs/signs/generator.json --data tokens.safetensors "
            "-m runs/tokenizer/model --out runs/signs",
            train_generator);
-  add_kind(*train, "policy", "the schedule learned per image, by PPO against a discriminator",
-           config_help<PolicyTrainConfig>(),
-           "adanat train policy --config configs/signs/policy.json --data signs.tar.gz -m models/signs --steps 4 "
-           "--out runs/signs/policy",
-           train_policy);
+  add_kind(
+      *train, "policy", "the schedule learned per image, by PPO against a discriminator",
+      config_help<PolicyTrainConfig>(),
+      "adanat train policy --config configs/signs/policy.json --data signs.tar.gz -m models/signs --steps 4 "
+      "--out runs/signs/policy",
+      train_policy);
 }
 
 }  // namespace adanat

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/base/sha256.h"
+#include "core/base/text.h"
 #include "core/io/atomic_file.h"
 #include "core/io/safetensors.h"
 #include "policy/policy_schedule.h"
@@ -13,7 +14,9 @@ namespace {
 
 constexpr const char* kConfigFile = "config.json";
 
-bool is_part(const fs::path& file) { return file.extension() == ".safetensors"; }
+bool is_part(const fs::path& file) {
+  return file.extension() == ".safetensors";
+}
 
 // Distance in single-character edits; for "did you mean".
 size_t edit_distance(const std::string& a, const std::string& b) {
@@ -36,7 +39,8 @@ std::optional<C> config_of_part(const fs::path& file) {
   if (!fs::exists(file)) return std::nullopt;
   const SafetensorsFile part = SafetensorsFile::open(file);
   const auto it = part.metadata().find("config");
-  if (it == part.metadata().end()) throw InputError(cat(file.string(), ": its metadata lacks the key \"config\""));
+  if (it == part.metadata().end())
+    throw InputError(cat(file.string(), ": its metadata lacks the key \"config\""));
   return config_from_json<C>(parse_json(it->second, file.string()), file.string());
 }
 
@@ -56,7 +60,8 @@ ModelConfig read_model_config(const fs::path& folder) {
   const std::string where = (folder / kConfigFile).string();
   if (!fs::is_directory(folder))
     throw InputError(cat(folder.string(), ": is no model folder (no such folder); give one with -m"));
-  if (!fs::exists(folder / kConfigFile)) throw InputError(cat(folder.string(), ": is no model folder (no config.json)"));
+  if (!fs::exists(folder / kConfigFile))
+    throw InputError(cat(folder.string(), ": is no model folder (no config.json)"));
   const Json j = read_json_file(where);
   if (!j.is_object() || !j.contains("format") || !j["format"].is_number_integer())
     throw InputError(cat(where, ": lacks the integer key \"format\""));
@@ -69,22 +74,36 @@ ModelConfig read_model_config(const fs::path& folder) {
   using config_detail::read_value;
   for (const auto& [key, value] : j.items()) {
     if (key == "format") continue;
-    if (key == "name") read_value(value, config.name, where, key);
-    else if (key == "program") read_value(value, config.program, where, key);
-    else if (key == "image_size") read_value(value, config.image_size, where, key);
-    else if (key == "preprocessing") read_value(value, config.preprocessing, where, key);
-    else if (key == "class_names") read_value(value, config.class_names, where, key);
-    else if (key == "sampling") config.sampling = config_from_json<SamplingDefaults>(value, where + ": sampling");
-    else if (key == "tokenizer") config.tokenizer = config_from_json<TokenizerConfig>(value, where + ": tokenizer");
-    else if (key == "generator") config.generator = config_from_json<GeneratorConfig>(value, where + ": generator");
+    if (key == "name")
+      read_value(value, config.name, where, key);
+    else if (key == "program")
+      read_value(value, config.program, where, key);
+    else if (key == "image_size")
+      read_value(value, config.image_size, where, key);
+    else if (key == "preprocessing")
+      read_value(value, config.preprocessing, where, key);
+    else if (key == "class_names")
+      read_value(value, config.class_names, where, key);
+    else if (key == "sampling")
+      config.sampling = config_from_json<SamplingDefaults>(value, where + ": sampling");
+    else if (key == "tokenizer")
+      config.tokenizer = config_from_json<TokenizerConfig>(value, where + ": tokenizer");
+    else if (key == "generator")
+      config.generator = config_from_json<GeneratorConfig>(value, where + ": generator");
     else if (key == "files") {
       if (!value.is_object()) config_detail::throw_type(where, key, "an object", value);
-      for (const auto& [name, hash] : value.items()) read_value(hash, config.files[name], where, "files." + name);
+      for (const auto& [name, hash] : value.items())
+        read_value(hash, config.files[name], where, "files." + name);
     } else {
-      config_detail::throw_unknown(where, key, {"format", "name", "program", "image_size", "preprocessing",
-                                                "class_names", "sampling", "tokenizer", "generator", "files"});
+      config_detail::throw_unknown(where, key,
+                                   {"format", "name", "program", "image_size", "preprocessing", "class_names",
+                                    "sampling", "tokenizer", "generator", "files"});
     }
   }
+  for (const std::string& name : config.class_names)
+    if (!is_name(name))
+      throw InputError(
+          cat(where, ": class_names: \"", one_line(name), "\" is empty or holds control characters"));
   if (config.image_size < 1 || config.image_size > 16384)
     throw InputError(cat(where, ": image_size must be 1..16384, got ", config.image_size));
   if (config.preprocessing != "adm-center-crop")
@@ -94,9 +113,11 @@ ModelConfig read_model_config(const fs::path& folder) {
                          ", this version generates from classes only"));
   if (config.tokenizer && config.generator) {
     const int64_t factor = config.tokenizer->factor();
-    if (config.generator->grid_height * factor != config.image_size || config.generator->grid_width * factor != config.image_size)
+    if (config.generator->grid_height * factor != config.image_size ||
+        config.generator->grid_width * factor != config.image_size)
       throw InputError(cat(where, ": image_size ", config.image_size, " is not the generator's grid of ",
-                           config.generator->grid_height, "x", config.generator->grid_width, " times the tokenizer's factor ", factor));
+                           config.generator->grid_height, "x", config.generator->grid_width,
+                           " times the tokenizer's factor ", factor));
   }
   if (config.generator && config.tokenizer && config.generator->codes != config.tokenizer->codes)
     throw InputError(cat(where, ": the generator has ", config.generator->codes, " codes, the tokenizer ",
@@ -109,6 +130,9 @@ ModelConfig read_model_config(const fs::path& folder) {
 }
 
 void write_model_config(const fs::path& folder, ModelConfig config) {
+  if (!config.name.empty() && !is_name(config.name))
+    throw InputError(cat(folder.string(), ": the model's name \"", one_line(config.name),
+                         "\" must be UTF-8 without control characters; rename the folder"));
   config.tokenizer = config_of_part<TokenizerConfig>(folder / "tokenizer.safetensors");
   config.generator = config_of_part<GeneratorConfig>(folder / "generator.safetensors");
   std::vector<fs::path> parts;
@@ -151,13 +175,26 @@ void copy_missing_parts(const fs::path& from, const fs::path& to) {
   }
 }
 
+SafetensorsFile open_part(const fs::path& folder, const ModelConfig& config, const std::string& name) {
+  SafetensorsFile file = SafetensorsFile::open(folder / name);
+  const auto known = config.files.find(name);
+  const MappedFile& bytes = *file.mapping();
+  if (known == config.files.end() || bytes.size() > kHashedAtStart) return file;
+  if (const std::string actual = sha256_hex(bytes.data(), bytes.size()); actual != known->second)
+    throw InputError(cat(file.path().string(), ": has hash ", actual.substr(0, 12), "..., config.json says ",
+                         known->second.substr(0, 12),
+                         "...; the file is damaged or was replaced, fetch or train it again"));
+  return file;
+}
+
 std::vector<std::string> verify_model(const fs::path& folder, const ModelConfig& config) {
   std::vector<std::string> wrong;
   for (const auto& [name, hash] : config.files) {
     if (!fs::exists(folder / name)) {
       wrong.push_back(name + ": missing");
     } else if (const std::string actual = sha256_file((folder / name).string()); actual != hash) {
-      wrong.push_back(cat(name, ": has hash ", actual.substr(0, 12), "..., config.json says ", hash.substr(0, 12), "..."));
+      wrong.push_back(cat(name, ": has hash ", actual.substr(0, 12), "..., config.json says ",
+                          hash.substr(0, 12), "..."));
     }
   }
   return wrong;

@@ -12,6 +12,7 @@
 
 #include "core/base/config.h"
 #include "core/generator/transformer.h"
+#include "core/io/safetensors.h"
 #include "core/sampling/schedule.h"
 #include "tokenizer/vqgan.h"
 
@@ -26,8 +27,9 @@ struct SamplingDefaults {
   TableOptions table;
 
   static constexpr auto fields() {
-    return std::tuple{field("steps", &SamplingDefaults::steps, "generation steps"),
-                      field("table", &SamplingDefaults::table, "guidance and temperatures of hand-made schedules")};
+    return std::tuple{
+        field("steps", &SamplingDefaults::steps, "generation steps"),
+        field("table", &SamplingDefaults::table, "guidance and temperatures of hand-made schedules")};
   }
   void validate() const;
   bool operator==(const SamplingDefaults&) const = default;
@@ -46,24 +48,37 @@ struct ModelConfig {
   std::map<std::string, std::string> files;  // name -> SHA-256
 };
 
-// Reads config.json. InputError: no such folder or file, a newer format (names both numbers), unknown keys, bad values.
+// Reads config.json. InputError: no such folder or file, a newer format (names both numbers), unknown keys,
+// bad values.
 ModelConfig read_model_config(const std::filesystem::path& folder);
 
-// Writes config.json for the parts that stand in `folder`: their configs are read from the files' metadata and their
-// hashes taken; format and program are set. Name, image size, classes and sampling come from `config`.
+// Writes config.json for the parts that stand in `folder`: their configs are read from the files' metadata
+// and their hashes taken; format and program are set. Name, image size, classes and sampling come from
+// `config`.
 void write_model_config(const std::filesystem::path& folder, ModelConfig config);
 
-// The folder's policy for this many steps: policy-T{steps}.safetensors, else policy-any.safetensors where it covers them.
+// The folder's policy for this many steps: policy-T{steps}.safetensors, else policy-any.safetensors where it
+// covers them.
 std::optional<std::filesystem::path> policy_for(const std::filesystem::path& folder, int64_t steps);
 
-// Copies the parts of `from` that `to` does not have: a stage of training adds its own part to those it was given.
-// Policies are left out where `to` has a generator of its own.
+// Copies the parts of `from` that `to` does not have: a stage of training adds its own part to those it was
+// given. Policies are left out where `to` has a generator of its own.
 void copy_missing_parts(const std::filesystem::path& from, const std::filesystem::path& to);
+
+// Files up to this size are compared with their hash at every start: some hundredths of a second. Larger ones
+// by `adanat info --verify`.
+inline constexpr uint64_t kHashedAtStart = uint64_t{64} << 20;
+
+// Opens a part's file and compares it with its hash in config.json, up to kHashedAtStart bytes. InputError:
+// damaged, missing, or not the file that config.json was written for.
+SafetensorsFile open_part(const std::filesystem::path& folder, const ModelConfig& config,
+                          const std::string& name);
 
 // Files whose hash differs from config.json's, or that are missing; empty = all is well.
 std::vector<std::string> verify_model(const std::filesystem::path& folder, const ModelConfig& config);
 
-// The id of a class given by name or by number (an integer is always an id). InputError that names close matches.
+// The id of a class given by name or by number (an integer is always an id). InputError that names close
+// matches.
 int64_t class_id(const ModelConfig& config, const std::string& text);
 
 // "signs" of ".../models/signs/".

@@ -7,46 +7,57 @@
 #include <cmath>
 
 #include "core/base/log.h"
+#include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
 #include "policy/policy_schedule.h"
+#include "tokenizer/shapes.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
 
 namespace {
 
-template <class Module>
-void load_part(Module& module, const fs::path& file) {
+// The sizes are compared before `Module` is built: what config.json asks for, a file of that size must stand
+// behind.
+template <class Module, class PartConfig>
+Module load_part(const SafetensorsFile& file, const PartConfig& config, const ShapeMap& shapes) {
+  check_shapes(file, shapes);
+  TensorMap tensors;
+  for (const TensorEntry& entry : file.entries()) tensors.emplace(entry.name, read_tensor(file, entry));
+  check_finite(tensors, file.path().string());
   const at::NoGradGuard no_grad;
-  load_module_state(*module, read_tensors(file), file.string());
+  Module module(config);
+  load_module_state(*module, tensors, file.path().string());
   for (auto& parameter : module->parameters()) parameter.set_requires_grad(false);
   module->eval();
+  return module;
 }
 
 }  // namespace
 
 Tokenizer open_tokenizer(const fs::path& folder, const ModelConfig& config, at::Device device) {
   if (!config.tokenizer) throw InputError(cat(folder.string(), ": holds no tokenizer"));
-  Tokenizer tokenizer(*config.tokenizer);
-  load_part(tokenizer, folder / "tokenizer.safetensors");
+  Tokenizer tokenizer = load_part<Tokenizer>(open_part(folder, config, "tokenizer.safetensors"),
+                                             *config.tokenizer, tokenizer_shapes(*config.tokenizer));
   tokenizer->to(device);
   tokenizer->prepare_for_inference();
   return tokenizer;
 }
 
-Generator open_generator(const fs::path& folder, const ModelConfig& config, at::Device device, at::ScalarType dtype) {
+Generator open_generator(const fs::path& folder, const ModelConfig& config, at::Device device,
+                         at::ScalarType dtype) {
   if (!config.generator)
     throw InputError(cat(folder.string(), ": holds no generator; train one with `adanat train generator`"));
-  Generator generator(*config.generator);
-  load_part(generator, folder / "generator.safetensors");
+  Generator generator = load_part<Generator>(open_part(folder, config, "generator.safetensors"),
+                                             *config.generator, generator_shapes(*config.generator));
   generator->to(device, dtype);
   return generator;
 }
 
 Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarType dtype) {
   Pipeline out(folder, read_model_config(folder), device);
-  out.generator_ = open_generator(folder, out.config_, device, dtype);
   out.tokenizer_ = open_tokenizer(folder, out.config_, device);
+  out.generator_ = open_generator(folder, out.config_, device, dtype);
   return out;
 }
 
@@ -56,8 +67,8 @@ const std::string& Pipeline::model_hash() const {
   return it == config_.files.end() ? kUnknown : it->second;
 }
 
-std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t steps, const TableOptions& options,
-                                             const fs::path& policy) const {
+std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t steps,
+                                             const TableOptions& options, const fs::path& policy) const {
   const bool file = chosen.size() > 5 && chosen.ends_with(".json");
   if (!policy.empty() && !chosen.empty() && chosen != "adaptive")
     throw InputError(cat("--policy ", policy.string(), ": is read by --schedule adaptive, not by ", chosen));
@@ -65,8 +76,9 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
   if (!policy.empty()) {
     given = read_policy(policy);
     if (steps == 0)
-      steps = given->settings.fits(config_.sampling.steps) || given->settings.any_steps() ? config_.sampling.steps
-                                                                                          : given->settings.steps;
+      steps = given->settings.fits(config_.sampling.steps) || given->settings.any_steps()
+                  ? config_.sampling.steps
+                  : given->settings.steps;
   }
   if (steps == 0 && !file) steps = chosen == "autonat" ? 8 : config_.sampling.steps;
   std::string name = chosen;
@@ -85,22 +97,39 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
     const GeneratorConfig& g = *config_.generator;
     check_policy(*given, source.string(), steps, g.width, g.grid_height, g.grid_width, g.codes, model_hash());
     given->actor->to(device_);
-    return std::make_unique<PolicySchedule>(given->settings, given->actor, steps, device_, "adaptive", given->hash);
+    return std::make_unique<PolicySchedule>(given->settings, given->actor, steps, device_, "adaptive",
+                                            given->hash);
   }
   return make_schedule(name, steps, options, config_.generator->grid_height, config_.generator->grid_width);
 }
 
+at::Tensor Pipeline::generate_tokens(const BatchRequest& request, const Schedule& schedule,
+                                     const std::vector<SamplerObserver*>& observers) {
+  const auto count = int64_t(request.classes.size());
+  const at::Tensor classes = at::tensor(request.classes, at::kLong);  // plain_start takes them to the device
+  const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong);
+  const SamplerStart start = plain_start(*generator_, classes, request.seed, index);
+  try {
+    return sample(*generator_, start, schedule, observers);
+  } catch (const RunError& e) {
+    throw RunError(cat(folder_.string(), ": ", e.what()));
+  }
+}
+
 BatchResult Pipeline::generate(const BatchRequest& request, const Schedule& schedule,
                                const std::vector<SamplerObserver*>& observers) {
-  const auto count = int64_t(request.classes.size());
-  const at::Tensor classes = at::tensor(request.classes, at::kLong).to(device_);
-  const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong).to(device_);
-  const at::Tensor tokens =
-      sample(*generator_, plain_start(*generator_, classes, request.seed, index), schedule, observers);
+  const at::Tensor tokens = generate_tokens(request, schedule, observers);
   return {tokens.cpu(), decode(tokens)};
 }
 
-at::Tensor Pipeline::decode(const at::Tensor& tokens) { return decode_to_bytes(*tokenizer_, tokens.to(device_)); }
+at::Tensor Pipeline::decode_unit(const at::Tensor& tokens) {
+  const at::NoGradGuard no_grad;
+  return tokenizer_->decode(tokens.to(device_)).clamp(0, 1);
+}
+
+at::Tensor Pipeline::decode(const at::Tensor& tokens) {
+  return decode_to_bytes(*tokenizer_, tokens.to(device_));
+}
 
 at::Tensor decode_to_bytes(TokenizerImpl& tokenizer, const at::Tensor& tokens) {
   const at::NoGradGuard no_grad;

@@ -26,23 +26,32 @@ struct BatchResult {
 // Loaded once, used for many batches. Not thread-safe.
 class Pipeline {
  public:
-  // Loads the tokenizer (always float32) and the generator (in `dtype`). InputError: no such folder, a part missing or unfit.
+  // Loads the tokenizer (always float32) and the generator (in `dtype`). InputError: no such folder, a part
+  // missing or unfit.
   static Pipeline open(const std::filesystem::path& folder, at::Device device, at::ScalarType dtype);
 
   const ModelConfig& config() const { return config_; }
   at::Device device() const { return device_; }
   GeneratorImpl& generator() { return *generator_; }
+  TokenizerImpl& tokenizer() { return *tokenizer_; }
   // SHA-256 of generator.safetensors as config.json has it: what the images' metadata names.
   const std::string& model_hash() const;
 
-  // The schedule by its command-line name; steps 0 = the folder's default (or those of `policy`). `chosen` "": adaptive
-  // where the folder has a policy for these steps or `policy` names a file, else cosine (said in a note). `policy`: the
-  // file that adaptive reads instead of the folder's own. InputError: no policy, or one that does not fit (both sides).
+  // The schedule by its command-line name; steps 0 = the folder's default (or those of `policy`). `chosen`
+  // "": adaptive where the folder has a policy for these steps or `policy` names a file, else cosine (said in
+  // a note). `policy`: the file that adaptive reads instead of the folder's own. InputError: no policy, or
+  // one that does not fit (both sides).
   std::unique_ptr<Schedule> schedule(const std::string& chosen, int64_t steps, const TableOptions& options,
                                      const std::filesystem::path& policy = {}) const;
 
+  // RunError naming the folder: the weights give a logit that is not a number.
   BatchResult generate(const BatchRequest& request, const Schedule& schedule,
                        const std::vector<SamplerObserver*>& observers = {});
+  // The tokens of generate alone, (B, N) i64 on the device.
+  at::Tensor generate_tokens(const BatchRequest& request, const Schedule& schedule,
+                             const std::vector<SamplerObserver*>& observers = {});
+  // tokens -> (B, 3, S, S) f32 in [0, 1] on the device, not rounded to bytes.
+  at::Tensor decode_unit(const at::Tensor& tokens);
   // tokens (B, N) i64, any device -> (B, 3, S, S) u8 on the CPU.
   at::Tensor decode(const at::Tensor& tokens);
 
@@ -66,7 +75,8 @@ at::Tensor decode_to_bytes(TokenizerImpl& tokenizer, const at::Tensor& tokens);
 
 // (3, H, W) u8 on the CPU -> Image.
 Image to_image(const at::Tensor& planes);
-// images (B, 3, H, W) u8 in reading order; rows*columns >= B, unused cells are white. `gap` pixels between cells.
+// images (B, 3, H, W) u8 in reading order; rows*columns >= B, unused cells are white. `gap` pixels between
+// cells.
 Image make_grid(const at::Tensor& images, int64_t rows, int64_t columns, int64_t gap = 2);
 // A grid as square as it can be, wider than high.
 std::pair<int64_t, int64_t> grid_shape(int64_t count);

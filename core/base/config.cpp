@@ -8,7 +8,7 @@ namespace adanat {
 namespace config_detail {
 
 void throw_type(const std::string& where, const std::string& path, const char* wanted, const Json& got) {
-  std::string text = got.dump();
+  std::string text = got.dump(-1, ' ', false, Json::error_handler_t::replace);
   if (text.size() > 60) text = text.substr(0, 57) + "...";
   throw InputError(cat(where, ": ", path, " must be ", wanted, ", got ", text));
 }
@@ -25,7 +25,8 @@ void read_value(const Json& j, bool& out, const std::string& where, const std::s
 }
 
 void read_value(const Json& j, int64_t& out, const std::string& where, const std::string& path) {
-  if (j.is_number_unsigned() && j.get<uint64_t>() > uint64_t(INT64_MAX)) throw_type(where, path, "a 64-bit integer", j);
+  if (j.is_number_unsigned() && j.get<uint64_t>() > uint64_t(INT64_MAX))
+    throw_type(where, path, "a 64-bit integer", j);
   if (!j.is_number_integer()) throw_type(where, path, "an integer", j);
   out = j.get<int64_t>();
 }
@@ -56,7 +57,8 @@ Json parse_json(const std::string& text, const std::string& where) {
   };
   try {
     Json j = Json::parse(text, watch_keys);
-    if (!duplicate.empty()) throw InputError(cat(where, ": key \"", duplicate, "\" stands twice in one object"));
+    if (!duplicate.empty())
+      throw InputError(cat(where, ": key \"", duplicate, "\" stands twice in one object"));
     return j;
   } catch (const Json::parse_error& e) {
     std::string what = e.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."

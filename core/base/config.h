@@ -1,10 +1,10 @@
-// One definition of each config: a plain struct whose fields() lists member, key and help once. From that list come
-// reading and writing JSON, --set key.path=value, the help page and the echo of what a run used.
+// One definition of each config: a plain struct whose fields() lists member, key and help once. From that
+// list come reading and writing JSON, --set key.path=value, the help page and the echo of what a run used.
 //
 //   struct LossConfig {
 //     double smoothing = 0.1;
-//     static constexpr auto fields() { return std::tuple{field("smoothing", &LossConfig::smoothing, "0..1")}; }
-//     void validate() const;   // throws InputError naming key, bound and value
+//     static constexpr auto fields() { return std::tuple{field("smoothing", &LossConfig::smoothing, "0..1")};
+//     } void validate() const;   // throws InputError naming key, bound and value
 //   };
 //
 // Members: bool, int64_t, double, std::string, vectors of the last three, or another such struct.
@@ -44,7 +44,8 @@ concept Config = requires(const C& c) {
 
 namespace config_detail {
 
-[[noreturn]] void throw_type(const std::string& where, const std::string& path, const char* wanted, const Json& got);
+[[noreturn]] void throw_type(const std::string& where, const std::string& path, const char* wanted,
+                             const Json& got);
 [[noreturn]] void throw_unknown(const std::string& where, const std::string& path,
                                 const std::vector<std::string>& known);
 
@@ -102,7 +103,8 @@ void help_lines(const T& value, const std::string& path, const char* help, std::
 template <Config C>
 void help_lines(const C& config, const std::string& path, const char*, std::string& out) {
   const std::string prefix = path.empty() ? "" : path + ".";
-  std::apply([&](auto... f) { (help_lines(config.*(f.member), prefix + f.name, f.help, out), ...); }, C::fields());
+  std::apply([&](auto... f) { (help_lines(config.*(f.member), prefix + f.name, f.help, out), ...); },
+             C::fields());
 }
 
 }  // namespace config_detail
@@ -140,7 +142,8 @@ Json parse_json(const std::string& text, const std::string& where);
 // Reads a JSON file of at most 64 MiB.
 Json read_json_file(const std::string& path);
 
-// Applies "key.path=value" to a JSON object. The value is read as JSON where it parses as such, else as a string.
+// Applies "key.path=value" to a JSON object. The value is read as JSON where it parses as such, else as a
+// string.
 void apply_override(Json& j, const std::string& assignment);
 
 // Throws InputError "key must be ..., got value" unless ok.

@@ -6,7 +6,8 @@
 
 namespace adanat {
 
-// Base of every error that this program raises on purpose. what() is the whole one-line message, without a prefix.
+// Base of every error that this program raises on purpose. what() is the whole one-line message, without a
+// prefix.
 class Error : public std::runtime_error {
  public:
   Error(int exit_code, const std::string& message) : std::runtime_error(message), exit_code_(exit_code) {}

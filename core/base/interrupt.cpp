@@ -28,7 +28,9 @@ void install_interrupt_handlers() {
   sigaction(SIGTERM, &action, nullptr);
 }
 
-int interrupt_signal() { return g_signal; }
+int interrupt_signal() {
+  return g_signal;
+}
 
 void check_interrupt() {
   if (g_signal != 0) throw Interrupted(g_signal);

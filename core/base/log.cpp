@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <mutex>
 
+#include "core/base/text.h"
+
 namespace adanat {
 namespace {
 bool g_quiet = false;
@@ -21,14 +23,20 @@ void line(const std::string& text) {
 }
 }  // namespace
 
-void set_quiet(bool quiet) { g_quiet = quiet; }
-bool is_quiet() { return g_quiet; }
-
-void note(const std::string& message) {
-  if (!g_quiet) line(message);
+void set_quiet(bool quiet) {
+  g_quiet = quiet;
+}
+bool is_quiet() {
+  return g_quiet;
 }
 
-void warning(const std::string& message) { line("warning: " + message); }
+void note(const std::string& message) {
+  if (!g_quiet) line(one_line(message));
+}
+
+void warning(const std::string& message) {
+  line("warning: " + one_line(message));
+}
 
 double monotonic_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -82,8 +90,9 @@ void Progress::draw(int64_t done, const std::string& extra, bool last) {
   const double elapsed = monotonic_seconds() - started_at_;
   const double rate = elapsed > 0 ? double(done - start_) / elapsed : 0;
   char numbers[160];
-  std::snprintf(numbers, sizeof numbers, "%s %lld/%lld %s, %.*f/s", title_.c_str(), static_cast<long long>(done),
-                static_cast<long long>(total_), unit_.c_str(), rate < 10 ? 2 : 0, rate);
+  std::snprintf(numbers, sizeof numbers, "%s %lld/%lld %s, %.*f/s", title_.c_str(),
+                static_cast<long long>(done), static_cast<long long>(total_), unit_.c_str(),
+                rate < 10 ? 2 : 0, rate);
   std::string text = numbers;
   if (last) {
     text += ", took " + format_duration(elapsed);
@@ -97,7 +106,8 @@ void Progress::draw(int64_t done, const std::string& extra, bool last) {
   }
   constexpr int kWidth = 20;
   const int filled = total_ > 0 ? int(std::min<int64_t>(kWidth, done * kWidth / total_)) : kWidth;
-  const std::string bar = "[" + std::string(size_t(filled), '#') + std::string(size_t(kWidth - filled), '.') + "] ";
+  const std::string bar =
+      "[" + std::string(size_t(filled), '#') + std::string(size_t(kWidth - filled), '.') + "] ";
   const std::lock_guard lock(g_stderr);
   std::fprintf(stderr, "\r\033[K%s%s%s", bar.c_str(), text.c_str(), last ? "\n" : "");
   std::fflush(stderr);

@@ -1,4 +1,5 @@
-// CIFAR-10 and CIFAR-100 in their binary form: records of one label (100: coarse, fine) and 3*32*32 bytes, channel by channel.
+// CIFAR-10 and CIFAR-100 in their binary form: records of one label (100: coarse, fine) and 3*32*32 bytes,
+// channel by channel.
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -20,7 +21,8 @@ std::string_view base_name(std::string_view name) {
   return slash == std::string_view::npos ? name : name.substr(slash + 1);
 }
 
-// What a file is by its name: how many label bytes (1: CIFAR-10, 2: CIFAR-100, 0: none of them) and of which split.
+// What a file is by its name: how many label bytes (1: CIFAR-10, 2: CIFAR-100, 0: none of them) and of which
+// split.
 struct Kind {
   size_t label_bytes;
   std::string_view split;
@@ -40,8 +42,12 @@ struct Part {
 
 class CifarDataset : public ImageDataset {
  public:
-  CifarDataset(std::string where, std::vector<Part> parts, size_t label_bytes, std::vector<std::string> classes)
-      : where_(std::move(where)), parts_(std::move(parts)), label_bytes_(label_bytes), classes_(std::move(classes)) {
+  CifarDataset(std::string where, std::vector<Part> parts, size_t label_bytes,
+               std::vector<std::string> classes)
+      : where_(std::move(where)),
+        parts_(std::move(parts)),
+        label_bytes_(label_bytes),
+        classes_(std::move(classes)) {
     const size_t count = label_bytes == 1 ? 10 : 100;
     if (classes_.size() != count) {
       classes_.clear();
@@ -49,13 +55,15 @@ class CifarDataset : public ImageDataset {
     }
     for (const Part& part : parts_) {
       if (part.bytes.bytes.empty() || part.bytes.bytes.size() % record_size() != 0)
-        throw InputError(cat(part.name, ": ", part.bytes.bytes.size(), " bytes are not a whole number of CIFAR-", count,
-                             " records of ", record_size(), " bytes; it is cut short or damaged"));
+        throw InputError(cat(part.name, ": ", part.bytes.bytes.size(),
+                             " bytes are not a whole number of CIFAR-", count, " records of ", record_size(),
+                             " bytes; it is cut short or damaged"));
       ends_.push_back(size() + static_cast<int64_t>(part.bytes.bytes.size() / record_size()));
     }
     for (int64_t i = 0; i < size(); ++i)
       if (label(i) >= static_cast<int64_t>(count))
-        throw InputError(cat(item_name(i), ": the label ", label(i), " is outside 0..", count - 1, "; the file is damaged"));
+        throw InputError(cat(item_name(i), ": the label ", label(i), " is outside 0..", count - 1,
+                             "; the file is damaged"));
   }
 
   int64_t size() const override { return ends_.empty() ? 0 : ends_.back(); }
@@ -74,7 +82,9 @@ class CifarDataset : public ImageDataset {
     return cat(parts_[part].name, ": image ", position);
   }
   const std::vector<std::string>& class_names() const override { return classes_; }
-  std::string describe() const override { return cat(where_, ": CIFAR-", classes_.size(), ", ", size(), " images"); }
+  std::string describe() const override {
+    return cat(where_, ": CIFAR-", classes_.size(), ", ", size(), " images");
+  }
 
  private:
   size_t record_size() const { return label_bytes_ + kPixels * 3; }
@@ -111,13 +121,15 @@ std::vector<std::string> lines_of(std::span<const std::byte> bytes) {
 }
 
 std::string missing_split(const std::string& where, const std::string& split) {
-  return cat(where, ": has no split \"", split, "\"; CIFAR files are data_batch_1.bin ... and test_batch.bin, or train.bin and ",
+  return cat(where, ": has no split \"", split,
+             "\"; CIFAR files are data_batch_1.bin ... and test_batch.bin, or train.bin and ",
              "test.bin, for train and test");
 }
 
 }  // namespace
 
-std::unique_ptr<ImageDataset> try_open_cifar(const std::shared_ptr<const FileSource>& files, const std::string& split) {
+std::unique_ptr<ImageDataset> try_open_cifar(const std::shared_ptr<const FileSource>& files,
+                                             const std::string& split) {
   const auto& names = files->names();
   size_t label_bytes = 0;
   bool has_train = false;
@@ -125,7 +137,8 @@ std::unique_ptr<ImageDataset> try_open_cifar(const std::shared_ptr<const FileSou
     const Kind kind = kind_of(base_name(name));
     if (kind.label_bytes == 0) continue;
     if (label_bytes != 0 && label_bytes != kind.label_bytes)
-      throw InputError(cat(files->where(), ": holds both CIFAR-10 and CIFAR-100 files; give the folder of one of them"));
+      throw InputError(
+          cat(files->where(), ": holds both CIFAR-10 and CIFAR-100 files; give the folder of one of them"));
     label_bytes = kind.label_bytes;
     has_train = has_train || kind.split == "train";
   }
@@ -137,10 +150,12 @@ std::unique_ptr<ImageDataset> try_open_cifar(const std::shared_ptr<const FileSou
   for (size_t i = 0; i < names.size(); ++i) {
     const std::string_view base = base_name(names[i]);
     if (base == names_file) classes = lines_of(files->read(i).bytes);
-    if (kind_of(base).label_bytes != 0 && kind_of(base).split == chosen) parts.push_back({files->read(i), files->display_name(i)});
+    if (kind_of(base).label_bytes != 0 && kind_of(base).split == chosen)
+      parts.push_back({files->read(i), files->display_name(i)});
   }
   if (parts.empty()) throw InputError(missing_split(files->where(), chosen));
-  return std::make_unique<CifarDataset>(cat(files->where(), "#", chosen), std::move(parts), label_bytes, std::move(classes));
+  return std::make_unique<CifarDataset>(cat(files->where(), "#", chosen), std::move(parts), label_bytes,
+                                        std::move(classes));
 }
 
 std::unique_ptr<ImageDataset> try_open_cifar_file(const fs::path& file, const std::string& split) {
@@ -149,10 +164,12 @@ std::unique_ptr<ImageDataset> try_open_cifar_file(const fs::path& file, const st
   if (!split.empty() && split != kind.split) throw InputError(missing_split(file.string(), split));
   const auto mapped = MappedFile::open(file);
   std::vector<std::string> classes;
-  const fs::path names = file.parent_path() / (kind.label_bytes == 1 ? "batches.meta.txt" : "fine_label_names.txt");
+  const fs::path names =
+      file.parent_path() / (kind.label_bytes == 1 ? "batches.meta.txt" : "fine_label_names.txt");
   std::error_code ignored;
   if (fs::is_regular_file(names, ignored)) classes = lines_of(MappedFile::open(names)->bytes());
-  return std::make_unique<CifarDataset>(file.string(), std::vector<Part>{{{mapped, mapped->bytes()}, file.string()}},
+  return std::make_unique<CifarDataset>(file.string(),
+                                        std::vector<Part>{{{mapped, mapped->bytes()}, file.string()}},
                                         kind.label_bytes, std::move(classes));
 }
 

@@ -9,7 +9,8 @@ namespace adanat {
 namespace {
 
 kernels::Philox4 draw_item(uint64_t seed, int64_t epoch, int64_t item) {
-  return kernels::draw(seed, 0, static_cast<uint32_t>(item), static_cast<uint32_t>(epoch), 0, kernels::Stream::kData);
+  return kernels::draw(seed, 0, static_cast<uint32_t>(item), static_cast<uint32_t>(epoch), 0,
+                       kernels::Stream::kData);
 }
 
 }  // namespace
@@ -26,6 +27,8 @@ std::vector<int64_t> epoch_order(uint64_t seed, int64_t epoch, int64_t size) {
   return order;
 }
 
-bool is_flipped(uint64_t seed, int64_t epoch, int64_t item) { return draw_item(seed, epoch, item).z >> 31 != 0; }
+bool is_flipped(uint64_t seed, int64_t epoch, int64_t item) {
+  return draw_item(seed, epoch, item).z >> 31 != 0;
+}
 
 }  // namespace adanat

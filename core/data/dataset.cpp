@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/text.h"
 #include "core/data/dataset_kinds.h"
 
 namespace adanat {
@@ -47,9 +48,11 @@ std::unique_ptr<ImageDataset> open_whole(const fs::path& path, const std::string
     return open_tree(std::move(files), split);
   }
   if (auto dataset = try_open_cifar_file(path, split)) return dataset;
-  throw InputError(cat(path.string(),
-                       ": is no dataset that this program reads; give a folder or .tar(.gz) with one folder per class, MNIST "
-                       "idx files or CIFAR binaries"));
+  if (auto dataset = try_open_npz(path, split)) return dataset;
+  throw InputError(cat(
+      path.string(),
+      ": is no dataset that this program reads; give a folder or .tar(.gz) with one folder per class, MNIST "
+      "idx files, CIFAR binaries or an .npz with arr_0"));
 }
 
 }  // namespace
@@ -65,8 +68,9 @@ DatasetSpec parse_dataset_spec(const std::string& text) {
     const std::string range = rest.substr(at + 1);
     const size_t colon = range.find(':');
     const auto bad = [&] {
-      return InputError(cat(text, ": the range after '@' must read begin:end, with numbers or nothing on either side, not \"",
-                            range, "\""));
+      return InputError(cat(
+          text, ": the range after '@' must read begin:end, with numbers or nothing on either side, not \"",
+          range, "\""));
     };
     if (colon == std::string::npos) throw bad();
     const auto parse = [&](std::string_view digits, int64_t& value) {
@@ -83,7 +87,8 @@ DatasetSpec parse_dataset_spec(const std::string& text) {
     if (hash != std::string::npos && rest.find('/', hash) == std::string::npos) {
       spec.split = rest.substr(hash + 1);
       rest.resize(hash);
-      if (spec.split.empty()) throw InputError(cat(text, ": the name of a split is missing after '#' (train, test or val)"));
+      if (spec.split.empty())
+        throw InputError(cat(text, ": the name of a split is missing after '#' (train, test or val)"));
     }
   }
   spec.path = rest;
@@ -92,12 +97,21 @@ DatasetSpec parse_dataset_spec(const std::string& text) {
 
 std::unique_ptr<ImageDataset> open_dataset(const fs::path& path, const std::string& split) {
   const DatasetSpec spec = parse_dataset_spec(path.string());
+  if (!is_utf8(spec.path.string()))
+    throw InputError(
+        cat(one_line(spec.path.string()), ": the path is not valid UTF-8; rename the file or its folder"));
   auto dataset = open_whole(spec.path, spec.split.empty() ? split : spec.split);
+  // They are stored in token files and models, and typed as --class.
+  for (const std::string& name : dataset->class_names())
+    if (!is_name(name))
+      throw InputError(
+          cat(spec.path.string(), ": the class \"", one_line(name),
+              "\" has a name that is empty, not valid UTF-8 or holds control characters; rename it"));
   if (spec.begin == 0 && spec.end == -1) return dataset;
   const int64_t end = spec.end == -1 ? dataset->size() : spec.end;
   if (end > dataset->size() || spec.begin >= end)
-    throw InputError(cat(path.string(), ": the range ", spec.begin, ":", end, " is empty or reaches past the ", dataset->size(),
-                         " images there are"));
+    throw InputError(cat(path.string(), ": the range ", spec.begin, ":", end,
+                         " is empty or reaches past the ", dataset->size(), " images there are"));
   return std::make_unique<RangeDataset>(std::move(dataset), spec.begin, end);
 }
 

@@ -11,8 +11,8 @@
 
 namespace adanat {
 
-// Files that are found by a relative name with '/' between its parts: those of a folder or those inside an archive.
-// Immutable and thread-safe.
+// Files that are found by a relative name with '/' between its parts: those of a folder or those inside an
+// archive. Immutable and thread-safe.
 class FileSource {
  public:
   virtual ~FileSource() = default;
@@ -35,17 +35,20 @@ class FileSource {
 std::shared_ptr<const FileSource> open_folder(const std::filesystem::path& folder);
 std::shared_ptr<const FileSource> open_archive(const std::filesystem::path& archive);
 
-// Each opens one split ("" = the default) of its kind. The functions that can see from the names that it is not their kind
-// return null then; everything else that is wrong is an InputError.
+// Each opens one split ("" = the default) of its kind. The functions that can see from the names that it is
+// not their kind return null then; everything else that is wrong is an InputError.
 std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files, const std::string& split);
-std::unique_ptr<ImageDataset> try_open_cifar(const std::shared_ptr<const FileSource>& files, const std::string& split);
-std::unique_ptr<ImageDataset> try_open_cifar_file(const std::filesystem::path& file, const std::string& split);
+std::unique_ptr<ImageDataset> try_open_cifar(const std::shared_ptr<const FileSource>& files,
+                                             const std::string& split);
+std::unique_ptr<ImageDataset> try_open_cifar_file(const std::filesystem::path& file,
+                                                  const std::string& split);
 std::unique_ptr<ImageDataset> try_open_mnist(const std::filesystem::path& path, const std::string& split);
+std::unique_ptr<ImageDataset> try_open_npz(const std::filesystem::path& path, const std::string& split);
 
 // "train", "test" or "val" for the usual names of their folders, else "".
 std::string_view split_of_folder(std::string_view name);
-// True for "cat.JPEG" and the like, by the end of the name; includes formats that are not read (webp, tiff), so that such a
-// file is reported and not overlooked.
+// True for "cat.JPEG" and the like, by the end of the name; includes formats that are not read (webp, tiff),
+// so that such a file is reported and not overlooked.
 bool has_image_name(std::string_view name);
 
 }  // namespace adanat

@@ -13,14 +13,17 @@ namespace fs = std::filesystem;
 
 constexpr int kMaxDepth = 16;  // also ends a walk through links that form a ring
 
-bool is_hidden(std::string_view part) { return part.starts_with('.') || part == "__MACOSX"; }
+bool is_hidden(std::string_view part) {
+  return part.starts_with('.') || part == "__MACOSX";
+}
 
 class Folder : public FileSource {
  public:
   explicit Folder(fs::path root) : root_(std::move(root)) {
     std::error_code error;
     fs::recursive_directory_iterator walk(root_, fs::directory_options::follow_directory_symlink, error);
-    // recursive_directory_iterator gives absolute or relative paths as root_ is; names are what follows root_.
+    // recursive_directory_iterator gives absolute or relative paths as root_ is; names are what follows
+    // root_.
     const auto check = [&](const fs::path& path) {
       if (error) throw InputError(cat(path.string(), ": cannot read the folder: ", error.message()));
     };
@@ -34,7 +37,8 @@ class Folder : public FileSource {
         continue;
       }
       if (is_folder && walk.depth() >= kMaxDepth) walk.disable_recursion_pending();
-      if (entry.is_regular_file(status_error)) names_.push_back(entry.path().lexically_relative(root_).generic_string());
+      if (entry.is_regular_file(status_error))
+        names_.push_back(entry.path().lexically_relative(root_).generic_string());
     }
     std::sort(names_.begin(), names_.end());
   }
@@ -71,7 +75,9 @@ class Archive : public FileSource {
     }
   }
 
-  Bytes read(size_t i) const override { return {archive_, archive_->bytes(archive_->entries()[entries_[i]])}; }
+  Bytes read(size_t i) const override {
+    return {archive_, archive_->bytes(archive_->entries()[entries_[i]])};
+  }
   std::string display_name(size_t i) const override { return cat(path_.string(), ": ", names_[i]); }
   std::string where() const override { return path_.string(); }
 
@@ -93,8 +99,12 @@ class Archive : public FileSource {
 
 }  // namespace
 
-std::shared_ptr<const FileSource> open_folder(const fs::path& folder) { return std::make_shared<Folder>(folder); }
-std::shared_ptr<const FileSource> open_archive(const fs::path& archive) { return std::make_shared<Archive>(archive); }
+std::shared_ptr<const FileSource> open_folder(const fs::path& folder) {
+  return std::make_shared<Folder>(folder);
+}
+std::shared_ptr<const FileSource> open_archive(const fs::path& archive) {
+  return std::make_shared<Archive>(archive);
+}
 
 std::string_view split_of_folder(std::string_view name) {
   if (name == "train" || name == "training") return "train";

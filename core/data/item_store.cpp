@@ -26,10 +26,13 @@ void copy_planes(const uint8_t* source, uint8_t* target, int64_t size, bool flip
 }  // namespace
 
 ItemStore::ItemStore(std::shared_ptr<const ImageDataset> dataset, int64_t image_size, int64_t cache_bytes)
-    : dataset_(std::move(dataset)), image_size_(image_size), item_bytes_(static_cast<size_t>(3 * image_size * image_size)) {
+    : dataset_(std::move(dataset)),
+      image_size_(image_size),
+      item_bytes_(static_cast<size_t>(3 * image_size * image_size)) {
   const auto count = static_cast<size_t>(dataset_->size());
   states_ = std::make_unique<std::atomic<uint8_t>[]>(count);
-  if (count <= static_cast<uint64_t>(cache_bytes) / item_bytes_) pixels_.reset(new uint8_t[count * item_bytes_]);
+  if (count <= static_cast<uint64_t>(cache_bytes) / item_bytes_)
+    pixels_.reset(new uint8_t[count * item_bytes_]);
 }
 
 bool ItemStore::decode(int64_t i, uint8_t* planes) {

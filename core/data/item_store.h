@@ -15,8 +15,8 @@ class ItemStore {
   // Keeps pixels if size() * 3*S*S <= cache_bytes (0: never).
   ItemStore(std::shared_ptr<const ImageDataset> dataset, int64_t image_size, int64_t cache_bytes);
 
-  // Writes item i as planes (3, S, S) to `target`, mirrored if asked; false if the item is broken (target is then
-  // unspecified). The first meeting with a broken item is counted, the first five are named on stderr.
+  // Writes item i as planes (3, S, S) to `target`, mirrored if asked; false if the item is broken (target is
+  // then unspecified). The first meeting with a broken item is counted, the first five are named on stderr.
   bool read(int64_t i, bool flipped, uint8_t* target);
 
   int64_t broken() const { return broken_.load(); }

@@ -21,7 +21,8 @@ namespace adanat {
 
 struct Loader::Impl {
   Impl(std::shared_ptr<const ImageDataset> dataset, const LoaderOptions& given)
-      : options(given), size(dataset->size()),
+      : options(given),
+        size(dataset->size()),
         store(std::move(dataset), given.image_size, given.cache_decoded ? given.cache_bytes : 0) {
     const int64_t global = options.batch_size * options.world_size;
     per_epoch = options.drop_last ? size / global : (size + global - 1) / global;
@@ -67,8 +68,8 @@ struct Loader::Impl {
         batch.flipped.mutable_data_ptr<uint8_t>()[row] = flipped;
       }
       if (!found)
-        throw InputError(cat(store.dataset().describe(), ": not one of the ", size, " images can be read, for example ",
-                             store.dataset().item_name(0)));
+        throw InputError(cat(store.dataset().describe(), ": not one of the ", size,
+                             " images can be read, for example ", store.dataset().item_name(0)));
     }
     return batch;
   }
@@ -144,16 +145,20 @@ struct Loader::Impl {
 };
 
 Loader::Loader(std::shared_ptr<const ImageDataset> dataset, LoaderOptions options) {
-  if (options.batch_size < 1 || options.image_size < 1 || options.image_size > kMaxImageSide || options.threads < 0 ||
-      options.world_size < 1 || options.rank < 0 || options.rank >= options.world_size || options.cache_bytes < 0)
-    throw RunError(cat("impossible loader options: batch ", options.batch_size, ", image size ", options.image_size, ", threads ",
-                       options.threads, ", rank ", options.rank, " of ", options.world_size, ", cache ", options.cache_bytes));
+  if (options.batch_size < 1 || options.image_size < 1 || options.image_size > kMaxImageSide ||
+      options.threads < 0 || options.world_size < 1 || options.rank < 0 ||
+      options.rank >= options.world_size || options.cache_bytes < 0)
+    throw RunError(cat("impossible loader options: batch ", options.batch_size, ", image size ",
+                       options.image_size, ", threads ", options.threads, ", rank ", options.rank, " of ",
+                       options.world_size, ", cache ", options.cache_bytes));
   impl_ = std::make_unique<Impl>(std::move(dataset), options);
   if (impl_->per_epoch < 1)
-    throw InputError(cat(impl_->store.dataset().describe(), ": fewer images than one step takes (", options.batch_size,
-                         options.world_size > 1 ? cat(" on each of ", options.world_size, " ranks") : std::string(),
-                         "); use a smaller batch size"));
-  for (int64_t i = 0; i < options.threads; ++i) impl_->workers.emplace_back([impl = impl_.get()] { impl->work(); });
+    throw InputError(
+        cat(impl_->store.dataset().describe(), ": fewer images than one step takes (", options.batch_size,
+            options.world_size > 1 ? cat(" on each of ", options.world_size, " ranks") : std::string(),
+            "); use a smaller batch size"));
+  for (int64_t i = 0; i < options.threads; ++i)
+    impl_->workers.emplace_back([impl = impl_.get()] { impl->work(); });
 }
 
 Loader::~Loader() {
@@ -175,12 +180,18 @@ Batch Loader::batch(int64_t step) {
   return batch;
 }
 
-int64_t Loader::batches_per_epoch() const { return impl_->per_epoch; }
-int64_t Loader::skipped() const { return impl_->store.broken(); }
+int64_t Loader::batches_per_epoch() const {
+  return impl_->per_epoch;
+}
+int64_t Loader::skipped() const {
+  return impl_->store.broken();
+}
 double Loader::wait_seconds() const {
   const std::lock_guard lock(impl_->mutex);
   return impl_->waited;
 }
-const ImageDataset& Loader::dataset() const { return impl_->store.dataset(); }
+const ImageDataset& Loader::dataset() const {
+  return impl_->store.dataset();
+}
 
 }  // namespace adanat

@@ -21,7 +21,8 @@ SequentialReader::~SequentialReader() {
 SequentialReader::Decoded SequentialReader::decode(int64_t first) const {
   const int64_t s = image_size_, plane = s * s;
   Decoded out;
-  at::Tensor images = at::empty({batch_size_, 3, s, s}, at::kByte), labels = at::empty({batch_size_}, at::kLong);
+  at::Tensor images = at::empty({batch_size_, 3, s, s}, at::kByte),
+             labels = at::empty({batch_size_}, at::kLong);
   auto* pixels = images.mutable_data_ptr<uint8_t>();
   int64_t filled = 0, item = first;
   for (; filled < batch_size_ && item < dataset_.size(); ++item) {

@@ -14,8 +14,8 @@ struct SequentialBatch {
   at::Tensor labels;  // (B) i64
 };
 
-// Not thread-safe. With `skip_broken` broken items are left out and counted (the first ones named on stderr); without it
-// the first one is thrown as InputError from next().
+// Not thread-safe. With `skip_broken` broken items are left out and counted (the first ones named on stderr);
+// without it the first one is thrown as InputError from next().
 class SequentialReader {
  public:
   SequentialReader(const ImageDataset& dataset, int64_t image_size, int64_t batch_size, bool skip_broken);

@@ -2,13 +2,13 @@
 
 #include <ATen/ops/empty.h>
 
-#include <charconv>
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/data/token_header.h"
 #include "core/io/safetensors.h"
 
 namespace adanat {
@@ -16,14 +16,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kFormat = "adanat-tokens-1";
-
 // A copy: the bytes of the file may be unaligned, and token files are small beside what is done with them.
-at::Tensor read_tensor(const SafetensorsFile& file, const std::string& name, DType dtype, at::ScalarType type, size_t rank) {
+at::Tensor read_tensor(const SafetensorsFile& file, const std::string& name, DType dtype, at::ScalarType type,
+                       size_t rank) {
   const TensorEntry& entry = file.at(name);
   if (entry.dtype != dtype || entry.shape.size() != rank)
-    throw InputError(cat(file.path().string(), ": \"", name, "\" is ", name_of(entry.dtype), " with ", entry.shape.size(),
-                         " dimensions, but ", name_of(dtype), " with ", rank, " was expected"));
+    throw InputError(cat(file.path().string(), ": \"", name, "\" is ", name_of(entry.dtype), " with ",
+                         entry.shape.size(), " dimensions, but ", name_of(dtype), " with ", rank,
+                         " was expected"));
   at::Tensor tensor = at::empty(entry.shape, type);
   if (tensor.numel() > 0) std::memcpy(tensor.mutable_data_ptr(), file.data(entry), tensor.nbytes());
   return tensor;
@@ -45,21 +45,17 @@ void check_content(const TokenFile& file, const Fail& fail) {
   const int64_t rows = file.tokens.size(0), positions = file.tokens.size(1);
   if (file.grid_height < 1 || file.grid_width < 1 || file.grid_height > 4096 || file.grid_width > 4096 ||
       file.grid_height * file.grid_width != positions)
-    fail(cat("\"tokens\" has ", positions, " tokens per image, but the grid is ", file.grid_height, "x", file.grid_width));
+    fail(cat("\"tokens\" has ", positions, " tokens per image, but the grid is ", file.grid_height, "x",
+             file.grid_width));
   if (file.vocab < 1 || file.vocab > INT32_MAX) fail(cat("vocab ", file.vocab, " is out of range"));
-  if (file.classes.size(0) != rows) fail(cat("\"classes\" has ", file.classes.size(0), " entries for ", rows, " images"));
-  if (file.flipped.size(0) != rows) fail(cat("\"flipped\" has ", file.flipped.size(0), " entries for ", rows, " images"));
+  if (file.classes.size(0) != rows)
+    fail(cat("\"classes\" has ", file.classes.size(0), " entries for ", rows, " images"));
+  if (file.flipped.size(0) != rows)
+    fail(cat("\"flipped\" has ", file.flipped.size(0), " entries for ", rows, " images"));
   check_range<int32_t>(file.tokens, "tokens", file.vocab, fail);
   const auto classes = static_cast<int64_t>(file.class_names.size());
   check_range<int64_t>(file.classes, "classes", classes > 0 ? classes : -1, fail);
   check_range<uint8_t>(file.flipped, "flipped", 2, fail);
-}
-
-std::optional<int64_t> to_int(std::string_view text) {
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
 }
 
 TensorBytes bytes_of(const char* name, DType dtype, const at::Tensor& tensor) {
@@ -68,55 +64,34 @@ TensorBytes bytes_of(const char* name, DType dtype, const at::Tensor& tensor) {
 
 TokenFile parse(const SafetensorsFile& file) {
   const std::string where = file.path().string();
-  const auto text = [&](const std::string& key) -> const std::string& {
-    const auto found = file.metadata().find(key);
-    if (found == file.metadata().end())
-      throw InputError(cat(where, ": is no token file of this program: its metadata has no \"", key, "\""));
-    return found->second;
-  };
-  if (text("format") != kFormat)
-    throw InputError(cat(where, ": has the format \"", text("format"), "\", but this program reads \"", kFormat,
-                         "\"; use a matching version of the program"));
+  TokenHeader header = read_token_header(file);
   TokenFile result;
   result.tokens = read_tensor(file, "tokens", DType::kI32, at::kInt, 2);
   result.classes = read_tensor(file, "classes", DType::kI64, at::kLong, 1);
   result.flipped = read_tensor(file, "flipped", DType::kU8, at::kByte, 1);
-  const std::string& grid = text("grid");
-  const size_t cross = grid.find('x');
-  const auto height = to_int(std::string_view(grid).substr(0, cross));
-  const auto width = cross == std::string::npos ? std::nullopt : to_int(std::string_view(grid).substr(cross + 1));
-  if (!height || !width) throw InputError(cat(where, ": metadata \"grid\" must read HEIGHTxWIDTH, not \"", grid, "\""));
-  const auto vocab = to_int(text("vocab"));
-  if (!vocab) throw InputError(cat(where, ": metadata \"vocab\" must be a number, not \"", text("vocab"), "\""));
-  result.grid_height = *height;
-  result.grid_width = *width;
-  result.vocab = *vocab;
-  result.tokenizer_hash = text("tokenizer_hash");
-  result.dataset = text("dataset");
-  // Parsed without exceptions and without recursion into anything but a flat list of texts.
-  const auto names = nlohmann::json::parse(text("class_names"), nullptr, false);
-  if (!names.is_array()) throw InputError(cat(where, ": metadata \"class_names\" must be a JSON list of texts"));
-  for (const auto& name : names) {
-    if (!name.is_string()) throw InputError(cat(where, ": metadata \"class_names\" must be a JSON list of texts"));
-    result.class_names.push_back(name.get<std::string>());
-  }
+  result.grid_height = header.grid_height;
+  result.grid_width = header.grid_width;
+  result.vocab = header.vocab;
+  result.tokenizer_hash = std::move(header.tokenizer_hash);
+  result.class_names = std::move(header.class_names);
+  result.dataset = std::move(header.dataset);
   check_content(result, [&](const std::string& what) { throw InputError(cat(where, ": ", what)); });
   return result;
 }
 
-bool says_token_file(const SafetensorsFile& file) {
-  const auto found = file.metadata().find("format");
-  return found != file.metadata().end() && found->second.starts_with("adanat-tokens-");
-}
-
 }  // namespace
 
-TokenFile read_token_file(const fs::path& path) { return parse(SafetensorsFile::open(path)); }
+TokenFile read_token_file(const fs::path& path) {
+  return parse(SafetensorsFile::open(path));
+}
 
 void write_token_file(const fs::path& path, const TokenFile& file) {
-  const auto fail = [&](const std::string& what) { throw RunError(cat(path.string(), ": cannot write tokens: ", what)); };
-  if (file.tokens.dim() != 2 || file.classes.dim() != 1 || file.flipped.dim() != 1 || file.tokens.scalar_type() != at::kInt ||
-      file.classes.scalar_type() != at::kLong || file.flipped.scalar_type() != at::kByte)
+  const auto fail = [&](const std::string& what) {
+    throw RunError(cat(path.string(), ": cannot write tokens: ", what));
+  };
+  if (file.tokens.dim() != 2 || file.classes.dim() != 1 || file.flipped.dim() != 1 ||
+      file.tokens.scalar_type() != at::kInt || file.classes.scalar_type() != at::kLong ||
+      file.flipped.scalar_type() != at::kByte)
     fail("tokens must be (M, N) int32, classes (M) int64, flipped (M) uint8");
   TokenFile checked = file;
   checked.tokens = file.tokens.cpu().contiguous();
@@ -129,15 +104,16 @@ void write_token_file(const fs::path& path, const TokenFile& file) {
   } catch (const nlohmann::json::exception&) {
     fail("a class name is not valid UTF-8");
   }
-  write_safetensors(path,
-                    {bytes_of("tokens", DType::kI32, checked.tokens), bytes_of("classes", DType::kI64, checked.classes),
-                     bytes_of("flipped", DType::kU8, checked.flipped)},
-                    {{"format", kFormat},
-                     {"tokenizer_hash", file.tokenizer_hash},
-                     {"grid", cat(file.grid_height, "x", file.grid_width)},
-                     {"vocab", std::to_string(file.vocab)},
-                     {"class_names", names},
-                     {"dataset", file.dataset}});
+  write_safetensors(
+      path,
+      {bytes_of("tokens", DType::kI32, checked.tokens), bytes_of("classes", DType::kI64, checked.classes),
+       bytes_of("flipped", DType::kU8, checked.flipped)},
+      {{"format", kTokenFormat},
+       {"tokenizer_hash", file.tokenizer_hash},
+       {"grid", cat(file.grid_height, "x", file.grid_width)},
+       {"vocab", std::to_string(file.vocab)},
+       {"class_names", names},
+       {"dataset", file.dataset}});
 }
 
 bool is_token_file(const fs::path& path) {
@@ -155,8 +131,8 @@ SavedTokens read_saved_tokens(const fs::path& path) {
   SavedTokens result;
   if (says_token_file(file)) {
     TokenFile tokens = parse(file);
-    result = {tokens.tokens.to(at::kLong), tokens.classes, tokens.vocab, tokens.grid_height, tokens.grid_width,
-              std::move(tokens.tokenizer_hash)};
+    result = {tokens.tokens.to(at::kLong), tokens.classes,    tokens.vocab,
+              tokens.grid_height,          tokens.grid_width, std::move(tokens.tokenizer_hash)};
     return result;
   }
   result.tokens = read_tensor(file, "tokens", DType::kI64, at::kLong, 2);

@@ -1,4 +1,5 @@
-// Token files: what `adanat tokenize` writes and generator training reads (spec/cli.md, tokenize), as safetensors.
+// Token files: what `adanat tokenize` writes and generator training reads (spec/cli.md, tokenize), as
+// safetensors.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -19,24 +20,26 @@ struct TokenFile {
   std::vector<std::string> class_names;
   std::string dataset;  // describe() of the images
 };
-// Metadata keys: format ("adanat-tokens-1"), tokenizer_hash, grid ("16x16", height first), vocab, class_names (JSON array),
-// dataset.
+// Metadata keys: format ("adanat-tokens-1"), tokenizer_hash, grid ("16x16", height first), vocab, class_names
+// (JSON array), dataset.
 
-// The tensors own their memory. Everything said above is checked; InputError names the file, the key and both sides.
+// The tensors own their memory. Everything said above is checked; InputError names the file, the key and both
+// sides.
 TokenFile read_token_file(const std::filesystem::path& path);
 // Checks the same (RunError), then writes atomically.
 void write_token_file(const std::filesystem::path& path, const TokenFile& file);
-// True for a safetensors file whose metadata says that it is a token file; false for anything else, also if unreadable.
+// True for a safetensors file whose metadata says that it is a token file; false for anything else, also if
+// unreadable.
 bool is_token_file(const std::filesystem::path& path);
 
-// Tokens to decode into images, from a token file or from what `generate --save-tokens` wrote (`tokens` int64 (n, N),
-// `classes` int64 (n)).
+// Tokens to decode into images, from a token file or from what `generate --save-tokens` wrote (`tokens` int64
+// (n, N), `classes` int64 (n)).
 struct SavedTokens {
-  at::Tensor tokens;                // (n, N) i64, every id >= 0
-  at::Tensor classes;               // (n) i64
-  std::optional<int64_t> vocab;     // of a token file; ids are below it
+  at::Tensor tokens;             // (n, N) i64, every id >= 0
+  at::Tensor classes;            // (n) i64
+  std::optional<int64_t> vocab;  // of a token file; ids are below it
   std::optional<int64_t> grid_height, grid_width;
-  std::string tokenizer_hash;       // empty if not recorded
+  std::string tokenizer_hash;  // empty if not recorded
 };
 SavedTokens read_saved_tokens(const std::filesystem::path& path);
 

@@ -10,12 +10,16 @@
 namespace adanat {
 namespace {
 
-std::string_view first_part(std::string_view name) { return name.substr(0, name.find('/')); }
+std::string_view first_part(std::string_view name) {
+  return name.substr(0, name.find('/'));
+}
 std::string_view without_first_part(std::string_view name) {
   const size_t slash = name.find('/');
   return slash == std::string_view::npos ? std::string_view() : name.substr(slash + 1);
 }
-int64_t depth(std::string_view name) { return std::count(name.begin(), name.end(), '/'); }
+int64_t depth(std::string_view name) {
+  return std::count(name.begin(), name.end(), '/');
+}
 
 // A file of the source, its name shortened from the front as folders are recognised.
 struct Item {
@@ -24,14 +28,16 @@ struct Item {
 };
 
 bool is_integer(const std::string& text) {
-  return !text.empty() && text.size() <= 18 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return !text.empty() && text.size() <= 18 &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
 std::vector<std::string> sorted_classes(const std::set<std::string>& names) {
   std::vector<std::string> sorted(names.begin(), names.end());
   if (std::all_of(sorted.begin(), sorted.end(), is_integer))
-    std::stable_sort(sorted.begin(), sorted.end(),
-                     [](const std::string& a, const std::string& b) { return std::stoll(a) < std::stoll(b); });
+    std::stable_sort(sorted.begin(), sorted.end(), [](const std::string& a, const std::string& b) {
+      return std::stoll(a) < std::stoll(b);
+    });
   return sorted;
 }
 
@@ -39,7 +45,10 @@ class TreeDataset : public ImageDataset {
  public:
   TreeDataset(std::shared_ptr<const FileSource> files, std::string split, std::vector<std::string> classes,
               std::vector<std::pair<size_t, int64_t>> items)
-      : files_(std::move(files)), split_(std::move(split)), classes_(std::move(classes)), items_(std::move(items)) {}
+      : files_(std::move(files)),
+        split_(std::move(split)),
+        classes_(std::move(classes)),
+        items_(std::move(items)) {}
 
   int64_t size() const override { return static_cast<int64_t>(items_.size()); }
   int64_t label(int64_t i) const override { return items_.at(static_cast<size_t>(i)).second; }
@@ -48,11 +57,13 @@ class TreeDataset : public ImageDataset {
     const FileSource::Bytes bytes = files_->read(file);
     return decode_image(bytes.bytes, files_->display_name(file));
   }
-  std::string item_name(int64_t i) const override { return files_->display_name(items_.at(static_cast<size_t>(i)).first); }
+  std::string item_name(int64_t i) const override {
+    return files_->display_name(items_.at(static_cast<size_t>(i)).first);
+  }
   const std::vector<std::string>& class_names() const override { return classes_; }
   std::string describe() const override {
-    return cat(files_->where(), split_.empty() ? "" : "#" + split_, ": ", size(), " images, ", classes_.size(),
-               classes_.size() == 1 ? " class" : " classes");
+    return cat(files_->where(), split_.empty() ? "" : "#" + split_, ": ", size(), " images, ",
+               classes_.size(), classes_.size() == 1 ? " class" : " classes");
   }
 
  private:
@@ -62,8 +73,8 @@ class TreeDataset : public ImageDataset {
   std::vector<std::pair<size_t, int64_t>> items_;  // index of the file, class
 };
 
-// Folders that hold everything say nothing: "traffic-signs/train/stop/1.jpg" -> "train/stop/1.jpg". A class folder must be
-// left, and train/ alone is a split and no wrapper.
+// Folders that hold everything say nothing: "traffic-signs/train/stop/1.jpg" -> "train/stop/1.jpg". A class
+// folder must be left, and train/ alone is a split and no wrapper.
 void strip_common_folders(std::vector<Item>& items) {
   while (true) {
     const std::string_view top = first_part(items.front().name);
@@ -86,7 +97,8 @@ std::set<std::string> splits_in(const std::vector<Item>& items) {
   return splits;
 }
 
-std::string choose_split(const std::set<std::string>& splits, const std::string& wanted, const std::string& where) {
+std::string choose_split(const std::set<std::string>& splits, const std::string& wanted,
+                         const std::string& where) {
   if (wanted.empty()) return splits.contains("train") ? "train" : *splits.begin();
   if (splits.contains(wanted)) return wanted;
   if (wanted == "test" && splits.contains("val")) return "val";
@@ -109,7 +121,8 @@ std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files,
   if (!splits.empty()) {
     chosen = choose_split(splits, split, where);
   } else if (!split.empty()) {
-    throw InputError(cat(where, ": has no split \"", split, "\": there are no folders train/ and test/ in it"));
+    throw InputError(
+        cat(where, ": has no split \"", split, "\": there are no folders train/ and test/ in it"));
   }
   // Classes come from all splits, so that an id means the same in each.
   std::set<std::string> class_set;
@@ -139,8 +152,8 @@ std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files,
       if (depth(item.name) > 0) chosen_items.emplace_back(item.index, ids.at(first_part(item.name)));
   }
   if (chosen_items.empty())
-    throw InputError(cat(where, chosen.empty() ? "" : "#" + chosen, ": holds no images; one folder per class with images in it ",
-                         "was expected"));
+    throw InputError(cat(where, chosen.empty() ? "" : "#" + chosen,
+                         ": holds no images; one folder per class with images in it ", "was expected"));
   return std::make_unique<TreeDataset>(std::move(files), chosen, std::move(classes), std::move(chosen_items));
 }
 

@@ -23,7 +23,9 @@ namespace {
 
 constexpr double kNormEpsilon = 1e-5, kNormMomentum = 0.1;
 
-at::Tensor activate(at::Tensor x, bool silu) { return silu ? at::silu(x) : at::relu_(x); }
+at::Tensor activate(at::Tensor x, bool silu) {
+  return silu ? at::silu(x) : at::relu_(x);
+}
 
 }  // namespace
 
@@ -45,7 +47,8 @@ void ClassifierConfig::validate() const {
   for (const double value : deviation) require(value > 0, "deviation", "> 0", value);
 }
 
-ConvNorm::ConvNorm(int64_t in, int64_t out, int64_t kernel, int64_t stride) : kernel_(kernel), stride_(stride) {
+ConvNorm::ConvNorm(int64_t in, int64_t out, int64_t kernel, int64_t stride)
+    : kernel_(kernel), stride_(stride) {
   at::Tensor weight = at::empty({out, in, kernel, kernel});
   weight.normal_(0.0, std::sqrt(2.0 / double(in * kernel * kernel)));
   weight_ = register_parameter("weight", weight);
@@ -61,9 +64,10 @@ at::Tensor ConvNorm::forward(const at::Tensor& x) {
   if (folded_weight_.defined())
     return at::conv2d(x, folded_weight_, folded_bias_, at::IntArrayRef({stride_, stride_}),
                       at::IntArrayRef({padding, padding}));
-  const at::Tensor h = at::conv2d(x, weight_, {}, at::IntArrayRef({stride_, stride_}),
-                                  at::IntArrayRef({padding, padding}));
-  return at::batch_norm(h, gamma_, beta_, running_mean_, running_var_, is_training(), kNormMomentum, kNormEpsilon,
+  const at::Tensor h =
+      at::conv2d(x, weight_, {}, at::IntArrayRef({stride_, stride_}), at::IntArrayRef({padding, padding}));
+  return at::batch_norm(h, gamma_, beta_, running_mean_, running_var_, is_training(), kNormMomentum,
+                        kNormEpsilon,
                         /*cudnn_enabled=*/true);
 }
 
@@ -76,10 +80,12 @@ void ConvNorm::fold() {
   folded_bias_ = (beta_.to(at::kDouble) - running_mean_.to(at::kDouble) * scale).to(weight_.scalar_type());
 }
 
-ResidualBlock::ResidualBlock(int64_t in, int64_t out, int64_t stride, bool silu) : silu_(silu), halve_(stride == 2) {
+ResidualBlock::ResidualBlock(int64_t in, int64_t out, int64_t stride, bool silu)
+    : silu_(silu), halve_(stride == 2) {
   first_ = register_module("first", std::make_shared<ConvNorm>(in, out, 3, stride));
   second_ = register_module("second", std::make_shared<ConvNorm>(out, out, 3, 1));
-  if (in != out || stride != 1) shortcut_ = register_module("shortcut", std::make_shared<ConvNorm>(in, out, 1, 1));
+  if (in != out || stride != 1)
+    shortcut_ = register_module("shortcut", std::make_shared<ConvNorm>(in, out, 1, 1));
   // A block starts as its shortcut: short trainings gain most from it.
   const at::NoGradGuard no_grad;
   second_->named_parameters()["gamma"].zero_();
@@ -88,7 +94,8 @@ ResidualBlock::ResidualBlock(int64_t in, int64_t out, int64_t stride, bool silu)
 at::Tensor ResidualBlock::forward(const at::Tensor& x) {
   const at::Tensor h = second_->forward(activate(first_->forward(x), silu_));
   at::Tensor through = x;
-  if (shortcut_) through = shortcut_->forward(halve_ ? at::avg_pool2d(x, {2, 2}, {}, 0, /*ceil_mode=*/true) : x);
+  if (shortcut_)
+    through = shortcut_->forward(halve_ ? at::avg_pool2d(x, {2, 2}, {}, 0, /*ceil_mode=*/true) : x);
   return activate(h + through, silu_);
 }
 
@@ -97,7 +104,8 @@ ClassifierNet::ClassifierNet(const ClassifierConfig& config) : config_(config), 
   require(config.classes >= 1, "classes", ">= 1", config.classes);
   const bool silu = config.activation == "silu";
   int64_t width = config.stem_width > 0 ? config.stem_width : config.widths[0];
-  stem_ = register_module("stem", std::make_shared<ConvNorm>(3, width, config.stem_kernel, config.stem_stride));
+  stem_ =
+      register_module("stem", std::make_shared<ConvNorm>(3, width, config.stem_kernel, config.stem_stride));
   for (size_t i = 0; i < config.widths.size(); ++i) {
     auto holder = register_module(cat("stage", i + 1), std::make_shared<torch::nn::Module>());
     auto& stage = stages_.emplace_back();
@@ -122,13 +130,15 @@ std::vector<std::string> ClassifierNet::tap_names(const ClassifierConfig& config
   return names;
 }
 
-std::vector<at::Tensor> ClassifierNet::forward(const at::Tensor& images, const std::vector<std::string>& taps) {
+std::vector<at::Tensor> ClassifierNet::forward(const at::Tensor& images,
+                                               const std::vector<std::string>& taps) {
   std::vector<at::Tensor> out(taps.size());
   size_t deepest = 0;
   for (const std::string& tap : taps) {
     const auto found = std::find(names_.begin(), names_.end(), tap);
-    if (found == names_.end()) throw InputError(cat("no tap ", tap, "; this network has stem, stage1..stage",
-                                                    stages_.size(), ", pool, logits"));
+    if (found == names_.end())
+      throw InputError(
+          cat("no tap ", tap, "; this network has stem, stage1..stage", stages_.size(), ", pool, logits"));
     deepest = std::max(deepest, size_t(found - names_.begin()));
   }
   size_t at_tap = 0;

@@ -1,16 +1,18 @@
-// The small residual network behind `features` and `measure`: a classifier whose inner activations are what perceptual
-// losses, rewards and Frechet distances look at. Small enough to be trained on two CPU cores in minutes.
+// The small residual network behind `features` and `measure`: a classifier whose inner activations are what
+// perceptual losses, rewards and Frechet distances look at. Small enough to be trained on two CPU cores in
+// minutes.
 //
 //   stem      conv k x k, norm, act                        -> stem_width channels
-//   stage i   blocks[i] residual blocks of widths[i]; the first block of every stage halves the grid (of stage 1 only
+//   stage i   blocks[i] residual blocks of widths[i]; the first block of every stage halves the grid (of
+//   stage 1 only
 //             where halve_first is set)
 //   pool      mean over space                              -> widths.back()
 //   logits    dropout, linear                              -> classes
 //
-// Block: conv 3x3, norm, act, conv 3x3, norm, + shortcut, act. Where width or grid change the shortcut is a 2x2 mean
-// (if the grid halves), then a 1x1 conv and a norm: a strided 1x1 conv would look at one pixel in four.
-// Norm is batch normalisation: a frozen network folds it into its convolutions, which leaves nothing to pay where these
-// networks are used most, inside another model's training.
+// Block: conv 3x3, norm, act, conv 3x3, norm, + shortcut, act. Where width or grid change the shortcut is a
+// 2x2 mean (if the grid halves), then a 1x1 conv and a norm: a strided 1x1 conv would look at one pixel in
+// four. Norm is batch normalisation: a frozen network folds it into its convolutions, which leaves nothing to
+// pay where these networks are used most, inside another model's training.
 #pragma once
 #include <torch/nn/module.h>
 
@@ -44,7 +46,8 @@ struct ClassifierConfig {
         field("stem_kernel", &C::stem_kernel, "side of the first kernel, odd"),
         field("stem_stride", &C::stem_stride, "1: the stem's grid is the image's; 2: half of it"),
         field("stem_width", &C::stem_width, "channels of the stem; 0 = those of the first stage"),
-        field("halve_first", &C::halve_first, "halve the grid in stage 1 too: full-size details in the stem at little cost"),
+        field("halve_first", &C::halve_first,
+              "halve the grid in stage 1 too: full-size details in the stem at little cost"),
         field("widths", &C::widths, "channels of each stage; the last is the size of the pooled features"),
         field("blocks", &C::blocks, "residual blocks of each stage"),
         field("activation", &C::activation, "relu or silu"),
@@ -81,20 +84,20 @@ class ResidualBlock : public torch::nn::Module {
   std::shared_ptr<ConvNorm> first_, second_, shortcut_;
 };
 
-// Parameters and buffers: stem.{weight,gamma,beta,running_mean,running_var}, stage{i}.block{j}.{first,second,shortcut}.*
-// (i from 1, j from 0), head.{weight,bias}. Not thread-safe.
+// Parameters and buffers: stem.{weight,gamma,beta,running_mean,running_var},
+// stage{i}.block{j}.{first,second,shortcut}.* (i from 1, j from 0), head.{weight,bias}. Not thread-safe.
 class ClassifierNet : public torch::nn::Module {
  public:
-  // Weights: He-normal convolutions, last norm of each block at zero gain, small linear head; drawn from torch's default
-  // generator. config.classes must be >= 1.
+  // Weights: He-normal convolutions, last norm of each block at zero gain, small linear head; drawn from
+  // torch's default generator. config.classes must be >= 1.
   explicit ClassifierNet(const ClassifierConfig& config);
 
   // stem, stage1 .. stageK, pool, logits.
   static std::vector<std::string> tap_names(const ClassifierConfig& config);
 
-  // images (B, 3, H, W) float in [0, 1]; another size than image_size is resized (antialiased, bilinear) first.
-  // Runs as far as the deepest tap asked for and returns the taps in the order asked: (B, C, h, w) of stem and stages,
-  // (B, widths.back()) pool, (B, classes) logits. InputError for a name that is no tap.
+  // images (B, 3, H, W) float in [0, 1]; another size than image_size is resized (antialiased, bilinear)
+  // first. Runs as far as the deepest tap asked for and returns the taps in the order asked: (B, C, h, w) of
+  // stem and stages, (B, widths.back()) pool, (B, classes) logits. InputError for a name that is no tap.
   std::vector<at::Tensor> forward(const at::Tensor& images, const std::vector<std::string>& taps);
 
   // Evaluation mode, no gradients of weights, norms folded into convolutions.

@@ -34,6 +34,7 @@ void ClassifierTrainConfig::validate() const {
   require(seed >= 0, "seed", ">= 0", seed);
   // Batch statistics of a single image mean nothing.
   require(batch_size >= 2, "batch_size", ">= 2", batch_size);
+  require_dtype(dtype);
   require(label_smoothing >= 0 && label_smoothing < 1, "label_smoothing", "in [0, 1)", label_smoothing);
   model.validate();
   augmentation.validate();
@@ -49,7 +50,8 @@ at::Tensor augment(const at::Tensor& images, const AugmentationConfig& config, u
   const bool recolours = config.brightness > 0 || config.contrast > 0;
   if (!moves && !recolours && config.erase == 0) return images;
 
-  at::Tensor maps = at::empty({count, 2, 3}), light = at::empty({count, 1, 1, 1}), spread = at::empty({count, 1, 1, 1});
+  at::Tensor maps = at::empty({count, 2, 3}), light = at::empty({count, 1, 1, 1}),
+             spread = at::empty({count, 1, 1, 1});
   at::Tensor squares = at::empty({3, count, 1, 1, 1});  // left, top, side in pixels
   float* map = maps.mutable_data_ptr<float>();
   const double side = double(images.size(3));
@@ -76,7 +78,8 @@ at::Tensor augment(const at::Tensor& images, const AugmentationConfig& config, u
   }
   at::Tensor out = images;
   if (moves) {
-    const at::Tensor grid = at::affine_grid_generator(maps.to(images.device()), images.sizes(), /*align_corners=*/false);
+    const at::Tensor grid =
+        at::affine_grid_generator(maps.to(images.device()), images.sizes(), /*align_corners=*/false);
     out = at::grid_sampler_2d(out, grid, /*bilinear*/ 0, /*border*/ 1, /*align_corners=*/false);
   }
   if (recolours) {
@@ -89,7 +92,8 @@ at::Tensor augment(const at::Tensor& images, const AugmentationConfig& config, u
     const auto inside = [&](const at::Tensor& at_pixel, const at::Tensor& begin) {
       return at_pixel.ge(begin).logical_and(at_pixel.lt(begin + place[2]));
     };
-    const at::Tensor hit = inside(line.view({1, 1, 1, -1}), place[0]).logical_and(inside(line.view({1, 1, -1, 1}), place[1]));
+    const at::Tensor hit =
+        inside(line.view({1, 1, 1, -1}), place[0]).logical_and(inside(line.view({1, 1, -1, 1}), place[1]));
     out = at::where(hit, out.mean({1, 2, 3}, /*keepdim=*/true), out);
   }
   return out;
@@ -117,10 +121,11 @@ class ClassifierRecipe : public Recipe {
     if (config_.model.classes == 0) config_.model.classes = classes;
     config_.validate();
     if (config_.model.classes != classes)
-      throw InputError(cat("model.classes is ", config_.model.classes, ", but ", train_->describe(), " has ", classes,
-                           " classes; leave it 0 to take them from the data"));
+      throw InputError(cat("model.classes is ", config_.model.classes, ", but ", train_->describe(), " has ",
+                           classes, " classes; leave it 0 to take them from the data"));
     if (held_out && held_out->class_names() != train_->class_names())
-      throw InputError(cat("held_out: ", held_out->describe(), " has other classes than ", train_->describe()));
+      throw InputError(
+          cat("held_out: ", held_out->describe(), " has other classes than ", train_->describe()));
 
     at::manual_seed(context_.seed);
     net_ = std::make_shared<ClassifierNet>(config_.model);
@@ -152,8 +157,15 @@ class ClassifierRecipe : public Recipe {
   }
 
   std::string name() const override { return "classifier"; }
-  Json config() const override { return config_to_json(config_); }
+  Json config() const override {
+    Json j = config_to_json(config_);
+    // Compared on resume: other images under the same weights would go unnoticed.
+    j["trained_on"] = {{"images", train_->size()}, {"class_names", train_->class_names()}};
+    return j;
+  }
   const LoopConfig& loop() const override { return config_.loop; }
+  std::string dtype() const override { return config_.dtype; }
+  void set_dtype(const std::string& dtype) override { config_.dtype = dtype; }
 
   StepReport step(int64_t step) override {
     net_->train();
@@ -164,11 +176,13 @@ class ClassifierRecipe : public Recipe {
       const int64_t at_batch = step * parts + part;
       const Batch batch = loader_->batch(at_batch);
       const at::Tensor labels = batch.labels.to(context_.device);
-      const at::Tensor images = augment(batch.images.to(context_.device).to(at::kFloat) / 255, config_.augmentation,
-                                        context_.seed, at_batch, context_.rank * config_.batch_size);
-      const at::Tensor logits = net_->forward(images, {"logits"})[0];
+      const at::Tensor images =
+          augment(batch.images.to(context_.device).to(at::kFloat) / 255, config_.augmentation, context_.seed,
+                  at_batch, context_.rank * config_.batch_size);
+      const at::Tensor logits = class_logits(images);
       const at::Tensor loss = at::cross_entropy_loss(logits, labels, /*weight=*/{}, at::Reduction::Mean,
-                                                     /*ignore_index=*/-100, config_.label_smoothing) / double(parts);
+                                                     /*ignore_index=*/-100, config_.label_smoothing) /
+                              double(parts);
       loss.backward();
       const at::Tensor hits = logits.detach().argmax(1).eq(labels).to(at::kFloat).mean() / double(parts);
       total = part == 0 ? loss.detach() : total + loss.detach();
@@ -238,8 +252,18 @@ class ClassifierRecipe : public Recipe {
   }
 
   double data_wait_seconds() const override { return loader_->wait_seconds(); }
+  DataHealth data_health() const override {
+    const int64_t parts = config_.optimizer.accumulate;
+    return {(loader_->batches_per_epoch() + parts - 1) / parts, train_->size(), loader_->skipped()};
+  }
 
  private:
+  // (B, classes) float32; the backward pass of a bfloat16 run goes without autocast.
+  at::Tensor class_logits(const at::Tensor& images) {
+    const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
+    return net_->forward(images, {"logits"})[0].to(at::kFloat);
+  }
+
   ClassifierTrainConfig config_;
   RecipeContext context_;
   std::shared_ptr<const ImageDataset> train_;
@@ -252,8 +276,10 @@ class ClassifierRecipe : public Recipe {
 
 }  // namespace
 
-std::unique_ptr<Recipe> make_classifier_recipe(ClassifierTrainConfig config, std::shared_ptr<const ImageDataset> train,
-                                               std::shared_ptr<const ImageDataset> held_out, RecipeContext context) {
+std::unique_ptr<Recipe> make_classifier_recipe(ClassifierTrainConfig config,
+                                               std::shared_ptr<const ImageDataset> train,
+                                               std::shared_ptr<const ImageDataset> held_out,
+                                               RecipeContext context) {
   return std::make_unique<ClassifierRecipe>(std::move(config), std::move(train), std::move(held_out),
                                             std::move(context));
 }

@@ -10,8 +10,10 @@
 #include <algorithm>
 #include <array>
 
+#include "core/base/log.h"
 #include "core/base/sha256.h"
 #include "core/features/classifier.h"
+#include "core/features/inception.h"
 #include "core/features/vit.h"
 #include "core/nn/module_state.h"
 
@@ -19,7 +21,9 @@ namespace adanat {
 
 FeatureNet::~FeatureNet() = default;
 
-at::Tensor FeatureNet::channel_weight(const std::string&) const { return {}; }
+at::Tensor FeatureNet::channel_weight(const std::string&) const {
+  return {};
+}
 
 namespace {
 
@@ -29,9 +33,11 @@ class ClassifierFeatures : public FeatureNet {
     const auto config = metadata.find("config"), format = metadata.find("format");
     if (config == metadata.end()) throw InputError(cat(where, ": lacks the metadata key config"));
     if (format != metadata.end() && format->second != "1")
-      throw InputError(cat(where, ": has format ", format->second, ", this program reads format 1; use a newer one"));
+      throw InputError(
+          cat(where, ": has format ", format->second, ", this program reads format 1; use a newer one"));
     net_ = std::make_shared<ClassifierNet>(
         config_from_json<ClassifierConfig>(parse_json(config->second, where), where + ": config"));
+    check_finite(tensors, where);
     const at::NoGradGuard no_grad;
     load_module_state(*net_, tensors, where);
     net_->freeze();
@@ -51,18 +57,29 @@ class ClassifierFeatures : public FeatureNet {
   std::shared_ptr<ClassifierNet> net_;
 };
 
-// One convolution of VGG16: its index in torchvision's vgg16.features, its channels, and the slice of LPIPS it is in.
+// One convolution of VGG16: its index in torchvision's vgg16.features, its channels, and the slice of LPIPS
+// it is in.
 struct VggLayer {
   int slice, index;
   int64_t in, out;
 };
-constexpr std::array<VggLayer, 13> kVgg{{{1, 0, 3, 64},     {1, 2, 64, 64},    {2, 5, 64, 128},   {2, 7, 128, 128},
-                                         {3, 10, 128, 256}, {3, 12, 256, 256}, {3, 14, 256, 256}, {4, 17, 256, 512},
-                                         {4, 19, 512, 512}, {4, 21, 512, 512}, {5, 24, 512, 512}, {5, 26, 512, 512},
+constexpr std::array<VggLayer, 13> kVgg{{{1, 0, 3, 64},
+                                         {1, 2, 64, 64},
+                                         {2, 5, 64, 128},
+                                         {2, 7, 128, 128},
+                                         {3, 10, 128, 256},
+                                         {3, 12, 256, 256},
+                                         {3, 14, 256, 256},
+                                         {4, 17, 256, 512},
+                                         {4, 19, 512, 512},
+                                         {4, 21, 512, 512},
+                                         {5, 24, 512, 512},
+                                         {5, 26, 512, 512},
                                          {5, 28, 512, 512}}};
 const std::array<std::string, 5> kVggTaps{"relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"};
 
-// Source: PerceptualSimilarity lpips/pretrained_networks.py (vgg16), lpips/lpips.py (ScalingLayer, NetLinLayer).
+// Source: PerceptualSimilarity lpips/pretrained_networks.py (vgg16), lpips/lpips.py (ScalingLayer,
+// NetLinLayer).
 class LpipsVgg : public FeatureNet {
  public:
   LpipsVgg(const std::string& where, const TensorMap& tensors) {
@@ -78,7 +95,8 @@ class LpipsVgg : public FeatureNet {
     };
     for (const VggLayer& layer : kVgg) {
       const std::string base = cat("net.slice", layer.slice, ".", layer.index);
-      weights_.push_back(take(base + ".weight", {layer.out, layer.in, 3, 3}).contiguous(at::MemoryFormat::ChannelsLast));
+      weights_.push_back(
+          take(base + ".weight", {layer.out, layer.in, 3, 3}).contiguous(at::MemoryFormat::ChannelsLast));
       biases_.push_back(take(base + ".bias", {layer.out}));
       if (layer.slice > int(channels_.size())) channels_.push_back(layer.out);
     }
@@ -95,8 +113,8 @@ class LpipsVgg : public FeatureNet {
 
   std::vector<at::Tensor> forward(const at::Tensor& images, const std::vector<std::string>& taps) override {
     if (images.size(2) < 16 || images.size(3) < 16)
-      throw InputError(cat("lpips-vgg: images must be at least 16 pixels wide and high, got ", images.size(3), "x",
-                           images.size(2)));
+      throw InputError(cat("lpips-vgg: images must be at least 16 pixels wide and high, got ", images.size(3),
+                           "x", images.size(2)));
     std::vector<at::Tensor> out(taps.size());
     int deepest = 0;
     for (const std::string& tap : taps) deepest = std::max(deepest, slice_of(tap));
@@ -112,7 +130,9 @@ class LpipsVgg : public FeatureNet {
     return out;
   }
 
-  at::Tensor channel_weight(const std::string& tap) const override { return lins_[size_t(slice_of(tap) - 1)]; }
+  at::Tensor channel_weight(const std::string& tap) const override {
+    return lins_[size_t(slice_of(tap) - 1)];
+  }
 
   void to(at::Device device) override {
     for (auto* list : {&weights_, &biases_, &lins_})
@@ -140,19 +160,28 @@ std::unique_ptr<FeatureNet> load_feature_net(const std::filesystem::path& file) 
   const TensorMap tensors = read_tensors(file, &metadata);
   std::string kind = metadata["kind"];
   if (kind.empty() && tensors.contains("net.slice1.0.weight")) kind = "lpips-vgg";
+  if (kind.empty() && InceptionNet::recognises(tensors)) kind = "inception";
   if (kind.empty() && has_vit_layout(tensors)) kind = "vit";
   std::unique_ptr<FeatureNet> net;
   if (kind == "classifier")
     net = std::make_unique<ClassifierFeatures>(file.string(), tensors, metadata);
   else if (kind == "lpips-vgg")
     net = std::make_unique<LpipsVgg>(file.string(), tensors);
+  else if (kind == "inception")
+    net = std::make_unique<InceptionNet>(tensors, file.string());
   else if (kind == "vit")
     net = make_vit_features(tensors, metadata, file.string());
   else
-    throw InputError(cat(file.string(), kind.empty() ? ": is no feature network: its metadata has no kind"
-                                                     : cat(": is a feature network of the unknown kind ", kind),
-                         "; known kinds: classifier, lpips-vgg, vit"));
+    throw InputError(cat(file.string(),
+                         kind.empty() ? ": is no feature network: its metadata has no kind"
+                                      : cat(": is a feature network of the unknown kind ", kind),
+                         "; known kinds: classifier, lpips-vgg, inception, vit"));
   net->file_hash_ = sha256_file(file.string());
+  if (kind == "inception" && !is_published_inception(net->file_hash_))
+    warning(
+        cat(file.string(), ": these Inception weights are not the published file (SHA-256 ",
+            net->file_hash_.substr(0, 8),
+            "..., published 6726825d...); figures can be compared with others made with the same file only"));
   return net;
 }
 

@@ -8,18 +8,22 @@
 namespace adanat {
 namespace {
 
-at::Tensor channel_unit(const at::Tensor& x) { return x * (x.square().sum(1, /*keepdim=*/true) + 1e-10).rsqrt(); }
+at::Tensor channel_unit(const at::Tensor& x) {
+  return x * (x.square().sum(1, /*keepdim=*/true) + 1e-10).rsqrt();
+}
 
 }  // namespace
 
 at::Tensor perceptual_distance(FeatureNet& net, const at::Tensor& images, const at::Tensor& targets) {
   if (images.sizes() != targets.sizes())
-    throw RunError(cat("perceptual_distance: images ", images.sizes(), " and targets ", targets.sizes(), " differ in shape"));
+    throw RunError(cat("perceptual_distance: images ", images.sizes(), " and targets ", targets.sizes(),
+                       " differ in shape"));
   std::vector<std::string> taps;
   for (const std::string& tap : net.taps())
     if (tap != "pool" && tap != "logits") taps.push_back(tap);
   const std::vector<at::Tensor> a = net.forward(images, taps);
-  const std::vector<at::Tensor> b = net.forward(targets, taps);  // weights are frozen: no graph unless targets want one
+  const std::vector<at::Tensor> b =
+      net.forward(targets, taps);  // weights are frozen: no graph unless targets want one
   at::Tensor total;
   for (size_t i = 0; i < taps.size(); ++i) {
     const at::Tensor square = (channel_unit(a[i]) - channel_unit(b[i])).square();  // (B, C, h, w)

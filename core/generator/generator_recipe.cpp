@@ -1,7 +1,6 @@
 #include "core/generator/generator_recipe.h"
 
 #include <ATen/Context.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cross_entropy_loss.h>
@@ -14,21 +13,27 @@
 #include "core/data/data_order.h"
 #include "core/generator/masking.h"
 #include "core/nn/module_state.h"
+#include "core/train/finite.h"
 
 namespace adanat {
 
 void GeneratorTrainConfig::validate() const {
   model.validate(), loop.validate(), optimizer.validate(), ema.validate();
   require(batch_size >= 1, "batch_size", ">= 1", batch_size);
-  require(batch_size % optimizer.accumulate == 0, "batch_size", "a multiple of optimizer.accumulate", batch_size);
-  require(mask_law == "beta" || mask_law == "cosine" || mask_law == "mixed", "mask_law", "beta, cosine or mixed",
-          mask_law);
-  require(mask_alpha > 0, "mask_alpha", "> 0", mask_alpha);
-  require(mask_beta > 0, "mask_beta", "> 0", mask_beta);
+  require(batch_size % optimizer.accumulate == 0, "batch_size", "a multiple of optimizer.accumulate",
+          batch_size);
+  require(mask_law == "beta" || mask_law == "cosine" || mask_law == "mixed", "mask_law",
+          "beta, cosine or mixed", mask_law);
+  // Beyond it the law is one point; far beyond, the gamma draws under it overflow.
+  require(mask_alpha > 0 && mask_alpha <= 1000, "mask_alpha", "in (0, 1000]", mask_alpha);
+  require(mask_beta > 0 && mask_beta <= 1000, "mask_beta", "in (0, 1000]", mask_beta);
+  require_dtype(dtype);
   require(label_smoothing >= 0 && label_smoothing < 1, "label_smoothing", "in [0, 1)", label_smoothing);
-  require(store == "float32" || store == "float16" || store == "bfloat16", "store", "float32, float16 or bfloat16", store);
+  require(store == "float32" || store == "float16" || store == "bfloat16", "store",
+          "float32, float16 or bfloat16", store);
   require(seed >= 0, "seed", ">= 0", seed);
-  require(condition_dropout >= 0 && condition_dropout <= 1, "condition_dropout", "in [0, 1]", condition_dropout);
+  require(condition_dropout >= 0 && condition_dropout <= 1, "condition_dropout", "in [0, 1]",
+          condition_dropout);
 }
 
 at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, const at::Tensor& hidden,
@@ -43,33 +48,12 @@ at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, co
                                 /*ignore_index=*/-100, label_smoothing);
 }
 
-void write_generator(const std::filesystem::path& file, const GeneratorConfig& config, const TensorMap& weights) {
+void write_generator(const std::filesystem::path& file, const GeneratorConfig& config,
+                     const TensorMap& weights) {
   write_tensors(file, weights, {{"format", "adanat-generator-1"}, {"config", config_to_json(config).dump()}});
 }
 
 namespace {
-
-// Autocast for one scope on the CPU or a GPU.
-class AutocastScope {
- public:
-  AutocastScope(bool on, at::Device device) : on_(on), type_(device.type()) {
-    if (!on_) return;
-    at::autocast::set_autocast_dtype(type_, at::kBFloat16);
-    at::autocast::set_autocast_enabled(type_, true);
-    at::autocast::increment_nesting();
-  }
-  ~AutocastScope() {
-    if (!on_) return;
-    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-    at::autocast::set_autocast_enabled(type_, false);
-  }
-  AutocastScope(const AutocastScope&) = delete;
-  AutocastScope& operator=(const AutocastScope&) = delete;
-
- private:
-  bool on_;
-  at::DeviceType type_;
-};
 
 class GeneratorRecipe : public Recipe {
  public:
@@ -113,6 +97,8 @@ class GeneratorRecipe : public Recipe {
     return j;
   }
   const LoopConfig& loop() const override { return config_.loop; }
+  std::string dtype() const override { return config_.dtype; }
+  void set_dtype(const std::string& dtype) override { config_.dtype = dtype; }
 
   StepReport step(int64_t step) override {
     const int64_t parts = config_.optimizer.accumulate, rows = config_.batch_size / parts;
@@ -177,9 +163,11 @@ class GeneratorRecipe : public Recipe {
   void write_model(const std::filesystem::path& folder) override {
     TensorMap weights = module_state(*net_);
     for (const auto& [name, average] : ema_->averages()) weights[name] = average;
-    const at::ScalarType type =
-        config_.store == "float16" ? at::kHalf : config_.store == "bfloat16" ? at::kBFloat16 : at::kFloat;
+    const at::ScalarType type = config_.store == "float16"    ? at::kHalf
+                                : config_.store == "bfloat16" ? at::kBFloat16
+                                                              : at::kFloat;
     for (auto& [name, tensor] : weights) tensor = tensor.to(type);
+    require_finite_weights(weights, "train generator", config_.store);
     write_generator(folder / "generator.safetensors", config_.model, weights);
     if (context_.finish_model) context_.finish_model(folder);
   }
@@ -208,7 +196,8 @@ class GeneratorRecipe : public Recipe {
     return rows;
   }
 
-  at::Tensor part_loss(const TokenFile& file, const at::Tensor& index, double condition_dropout, double smoothing) {
+  at::Tensor part_loss(const TokenFile& file, const at::Tensor& index, double condition_dropout,
+                       double smoothing) {
     const int64_t b = index.size(0), n = config_.model.tokens();
     const at::Tensor ids = file.tokens.index_select(0, index).to(at::kLong);
     at::Tensor classes = file.classes.index_select(0, index);
@@ -216,10 +205,11 @@ class GeneratorRecipe : public Recipe {
         draw_mask_ratios(config_.mask_law, config_.mask_alpha, config_.mask_beta, b, generator_);
     const at::Tensor hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
     if (condition_dropout > 0)
-      classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, config_.model.classes);
-    const AutocastScope autocast(config_.autocast, context_.device);
-    return masked_token_loss(*net_, ids.to(context_.device), hidden.to(context_.device), classes.to(context_.device),
-                             smoothing);
+      classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout,
+                                    config_.model.classes);
+    const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
+    return masked_token_loss(*net_, ids.to(context_.device), hidden.to(context_.device),
+                             classes.to(context_.device), smoothing);
   }
 
   GeneratorTrainConfig config_;
@@ -237,8 +227,9 @@ class GeneratorRecipe : public Recipe {
 
 }  // namespace
 
-std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, TokenFile data, const TensorMap* init,
-                                              RecipeContext context, SampleImages sample_images) {
+std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, TokenFile data,
+                                              const TensorMap* init, RecipeContext context,
+                                              SampleImages sample_images) {
   return std::make_unique<GeneratorRecipe>(std::move(config), std::move(data), init, std::move(context),
                                            std::move(sample_images));
 }

@@ -11,7 +11,8 @@
 
 namespace adanat {
 
-at::Tensor draw_mask_ratios(const std::string& law, double a, double b, int64_t count, at::Generator generator) {
+at::Tensor draw_mask_ratios(const std::string& law, double a, double b, int64_t count,
+                            at::Generator generator) {
   const auto options = at::TensorOptions().dtype(at::kFloat);
   const auto beta = [&] {
     const at::Tensor x = at::_standard_gamma(at::full({count}, a, options), generator);

@@ -15,8 +15,8 @@ namespace nn = torch::nn;
 
 void GeneratorConfig::validate() const {
   require(heads >= 1 && heads <= 1024, "heads", "1..1024", heads);
-  require(width >= 1 && width <= 65536 && width % heads == 0, "width", cat("a multiple of heads (", heads, ")").c_str(),
-          width);
+  require(width >= 1 && width <= 65536 && width % heads == 0, "width",
+          cat("a multiple of heads (", heads, ")").c_str(), width);
   require(depth >= 0 && depth % 2 == 0 && depth <= 1024, "depth", "even, 0..1024", depth);
   require(codes >= 1 && codes <= (1 << 24), "codes", "1..16777216", codes);
   require(grid_height >= 1 && grid_height <= 1024, "grid_height", "1..1024", grid_height);
@@ -32,10 +32,12 @@ namespace {
 
 constexpr double kInitStd = 0.02;
 
-nn::LayerNorm layer_norm(int64_t width, double eps) { return nn::LayerNorm(nn::LayerNormOptions({width}).eps(eps)); }
+nn::LayerNorm layer_norm(int64_t width, double eps) {
+  return nn::LayerNorm(nn::LayerNormOptions({width}).eps(eps));
+}
 
-// Normal draws outside two standard deviations of the *unit* scale (-2..2, as timm does it) practically never occur
-// at std 0.02, so the plain normal law is the same law.
+// Normal draws outside two standard deviations of the *unit* scale (-2..2, as timm does it) practically never
+// occur at std 0.02, so the plain normal law is the same law.
 nn::Linear linear(int64_t in, int64_t out, bool bias = true) {
   nn::Linear layer(nn::LinearOptions(in, out).bias(bias));
   nn::init::normal_(layer->weight, 0, kInitStd);
@@ -71,7 +73,8 @@ AttentionImpl::AttentionImpl(int64_t width, int64_t heads) : heads_(heads) {
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x) {
   const int64_t b = x.size(0), l = x.size(1), d = x.size(2);
-  const at::Tensor parts = qkv(x).view({b, l, 3, heads_, d / heads_}).permute({2, 0, 3, 1, 4});  // (3, B, H, L, D/H)
+  const at::Tensor parts =
+      qkv(x).view({b, l, 3, heads_, d / heads_}).permute({2, 0, 3, 1, 4});  // (3, B, H, L, D/H)
   // The default scale is head_dim^-0.5. Without dropout the flash kernels apply, on the CPU too.
   const at::Tensor y = at::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
   return proj(y.transpose(1, 2).reshape({b, l, d}));
@@ -82,7 +85,9 @@ MlpImpl::MlpImpl(int64_t width) {
   fc2 = register_module("fc2", linear(4 * width, width));
 }
 
-at::Tensor MlpImpl::forward(const at::Tensor& x) { return fc2(at::gelu(fc1(x))); }
+at::Tensor MlpImpl::forward(const at::Tensor& x) {
+  return fc2(at::gelu(fc1(x)));
+}
 
 BlockImpl::BlockImpl(int64_t width, int64_t heads, bool takes_skip) {
   if (takes_skip) skip_linear = register_module("skip_linear", linear(2 * width, width));
@@ -113,7 +118,8 @@ at::Tensor TokenHeadImpl::forward(const at::Tensor& x, const at::Tensor& word_em
 GeneratorImpl::GeneratorImpl(GeneratorConfig config) : config_(std::move(config)) {
   config_.validate();
   const int64_t d = config_.width;
-  token_emb_ = register_module("token_emb", TokenEmbedding(config_.codes + 1, config_.tokens(), d, config_.dropout));
+  token_emb_ =
+      register_module("token_emb", TokenEmbedding(config_.codes + 1, config_.tokens(), d, config_.dropout));
   if (config_.condition == "class") {
     class_embed_ = register_module("context_embed", TokenEmbedding(config_.classes + 1, 1, d, 0.0));
   } else {
@@ -130,10 +136,12 @@ GeneratorImpl::GeneratorImpl(GeneratorConfig config) : config_(std::move(config)
 
 at::Tensor GeneratorImpl::features(const at::Tensor& tokens, const at::Tensor& condition) {
   const int64_t b = tokens.size(0), n = config_.tokens();
-  TORCH_CHECK(tokens.dim() == 2 && tokens.size(1) == n, "generator: tokens must be (B, ", n, "), got ", tokens.sizes());
+  TORCH_CHECK(tokens.dim() == 2 && tokens.size(1) == n, "generator: tokens must be (B, ", n, "), got ",
+              tokens.sizes());
   TORCH_CHECK(condition.size(0) == b, "generator: ", b, " samples, but ", condition.size(0), " conditions");
   rows_computed_ += b;
-  const at::Tensor front = class_embed_.is_empty() ? text_embed_(condition) : class_embed_(condition.view({b, 1}));
+  const at::Tensor front =
+      class_embed_.is_empty() ? text_embed_(condition) : class_embed_(condition.view({b, 1}));
   at::Tensor x = at::cat({front, token_emb_(tokens)}, 1);
   std::vector<at::Tensor> skips;
   for (const auto& block : *in_blocks_) {

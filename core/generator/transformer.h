@@ -95,7 +95,8 @@ class BlockImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Block);
 
-// fc, GELU, LayerNorm, times the transposed word embedding (no gradient through the tied weight), plus a bias.
+// fc, GELU, LayerNorm, times the transposed word embedding (no gradient through the tied weight), plus a
+// bias.
 class TokenHeadImpl : public torch::nn::Module {
  public:
   TokenHeadImpl(int64_t width, int64_t codes);
@@ -113,15 +114,16 @@ class GeneratorImpl : public torch::nn::Module {
  public:
   explicit GeneratorImpl(GeneratorConfig config);
 
-  // tokens (B, N) i64 in [0, V]; condition: class ids (B) i64 in [0, classes], or text states (B, S, text_width).
-  // Returns the final-norm features at the N image positions, (B, N, D): what the policy reads.
+  // tokens (B, N) i64 in [0, V]; condition: class ids (B) i64 in [0, classes], or text states (B, S,
+  // text_width). Returns the final-norm features at the N image positions, (B, N, D): what the policy reads.
   at::Tensor features(const at::Tensor& tokens, const at::Tensor& condition);
   // features (..., D) -> logits (..., V). Takes any subset of rows: only hidden positions need it.
   at::Tensor logits(const at::Tensor& features);
 
   const GeneratorConfig& config() const { return config_; }
   int64_t mask_id() const { return config_.codes; }
-  // The condition that means "none", for `count` samples: class ids (count) filled with `classes`. Class models only.
+  // The condition that means "none", for `count` samples: class ids (count) filled with `classes`. Class
+  // models only.
   at::Tensor empty_classes(int64_t count) const;
   // Rows (samples) that went through features() so far: what a test of the sampler's thrift reads.
   int64_t rows_computed() const { return rows_computed_; }

@@ -85,7 +85,8 @@ void AtomicFile::commit() {
   if (::close(fd) != 0) throw_write_error(path_, errno);
   if (!temporary_.empty()) {
     if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_write_error(path_, errno);
-    // The rename itself is durable only once the folder is; some file systems refuse this, which is no failure of ours.
+    // The rename itself is durable only once the folder is; some file systems refuse this, which is no
+    // failure of ours.
     const fs::path folder = path_.parent_path().empty() ? fs::path(".") : path_.parent_path();
     const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder_fd >= 0) {
@@ -112,7 +113,9 @@ std::string read_file(const fs::path& path, uint64_t max_bytes) {
   struct stat info {};
   if (::fstat(fd, &info) != 0) throw InputError(cat(path.string(), ": ", std::strerror(errno)));
   if (S_ISDIR(info.st_mode)) throw InputError(cat(path.string(), ": is a folder, not a file"));
-  const auto too_long = [&] { return InputError(cat(path.string(), ": longer than the ", max_bytes, " bytes allowed")); };
+  const auto too_long = [&] {
+    return InputError(cat(path.string(), ": longer than the ", max_bytes, " bytes allowed"));
+  };
   const uint64_t known = S_ISREG(info.st_mode) ? static_cast<uint64_t>(info.st_size) : 0;
   if (known > max_bytes) throw too_long();
   std::string bytes;

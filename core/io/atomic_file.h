@@ -8,10 +8,11 @@
 
 namespace adanat {
 
-// Writes to a temporary name beside `path`; commit() makes it durable (fsync) and renames it over `path`. Destroyed
-// without commit(), it removes the temporary file and leaves `path` as it was. A path that exists and is neither a file
-// nor a folder (/dev/null, /dev/stdout, a pipe) is written directly. Not thread-safe.
-// InputError: the path cannot be written (no such folder, no permission, is a folder). RunError: disk full or an I/O error.
+// Writes to a temporary name beside `path`; commit() makes it durable (fsync) and renames it over `path`.
+// Destroyed without commit(), it removes the temporary file and leaves `path` as it was. A path that exists
+// and is neither a file nor a folder (/dev/null, /dev/stdout, a pipe) is written directly. Not thread-safe.
+// InputError: the path cannot be written (no such folder, no permission, is a folder). RunError: disk full or
+// an I/O error.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
@@ -34,7 +35,8 @@ class AtomicFile {
 // The three steps above for bytes that are already in memory.
 void write_file_atomic(const std::filesystem::path& path, std::string_view bytes);
 
-// The whole file. InputError: missing, unreadable, a folder, or longer than max_bytes (also for pipes, which have no size).
+// The whole file. InputError: missing, unreadable, a folder, or longer than max_bytes (also for pipes, which
+// have no size).
 std::string read_file(const std::filesystem::path& path, uint64_t max_bytes = uint64_t{1} << 32);
 
 }  // namespace adanat

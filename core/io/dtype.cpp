@@ -35,8 +35,12 @@ static_assert(rows_in_enum_order());
 
 }  // namespace
 
-size_t size_of(DType dtype) { return kRows.at(static_cast<size_t>(dtype)).size; }
-const char* name_of(DType dtype) { return kRows.at(static_cast<size_t>(dtype)).name; }
+size_t size_of(DType dtype) {
+  return kRows.at(static_cast<size_t>(dtype)).size;
+}
+const char* name_of(DType dtype) {
+  return kRows.at(static_cast<size_t>(dtype)).name;
+}
 
 std::optional<DType> dtype_from_name(std::string_view name) {
   for (const Row& row : kRows)

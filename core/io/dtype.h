@@ -14,7 +14,8 @@ size_t size_of(DType dtype);
 // The safetensors spelling: "BOOL", "U8", ..., "BF16", "F32", "I64".
 const char* name_of(DType dtype);
 
-// The inverse of name_of; nothing for a spelling that is not in the list (the 8-bit and sub-byte floats, for example).
+// The inverse of name_of; nothing for a spelling that is not in the list (the 8-bit and sub-byte floats, for
+// example).
 std::optional<DType> dtype_from_name(std::string_view name);
 
 }  // namespace adanat

@@ -12,6 +12,11 @@
 namespace adanat {
 namespace {
 
+[[noreturn]] void throw_size(const std::string& where, uint64_t width, uint64_t height) {
+  throw InputError(cat(where, ": an image of ", width, "x", height, " is outside the limits of ",
+                       kMaxImageSide, " per side and ", kMaxImagePixels, " pixels"));
+}
+
 // Portable any-map: P2, P3 (text), P5, P6 (binary), with 8 or 16 bits per value, scaled to 0..255.
 class PnmReader {
  public:
@@ -24,13 +29,13 @@ class PnmReader {
     const uint32_t width = number(), height = number(), maximum = number();
     if (width < 1 || height < 1 || width > kMaxImageSide || height > kMaxImageSide ||
         uint64_t{width} * height > static_cast<uint64_t>(kMaxImagePixels))
-      throw InputError(cat(where_, ": an image of ", width, "x", height, " is outside the limits of ", kMaxImageSide,
-                           " per side and ", kMaxImagePixels, " pixels"));
+      throw_size(where_, width, height);
     if (maximum < 1 || maximum > 65535) fail("the largest value must be in 1..65535");
     if (binary) ++position_;  // exactly one white space before the values
     const size_t value_size = !binary ? 2 : maximum > 255 ? 2 : 1;  // text: a digit and a separator at least
     const size_t count = size_t{width} * height * (colour ? 3 : 1);
-    if (position_ > text_.size() || (text_.size() - position_ + (binary ? 0 : 1)) / value_size < count) fail("it ends early");
+    if (position_ > text_.size() || (text_.size() - position_ + (binary ? 0 : 1)) / value_size < count)
+      fail("it ends early");
     Image image;
     image.width = static_cast<int>(width);
     image.height = static_cast<int>(height);
@@ -38,7 +43,8 @@ class PnmReader {
     for (size_t i = 0; i < count; ++i) {
       const uint32_t value = binary ? binary_value(value_size) : number();
       if (value > maximum) fail(cat("a value of ", value, " is over its maximum of ", maximum));
-      const auto scaled = static_cast<uint8_t>(maximum == 255 ? value : (value * 510 + maximum) / (2 * maximum));
+      const auto scaled =
+          static_cast<uint8_t>(maximum == 255 ? value : (value * 510 + maximum) / (2 * maximum));
       if (colour) {
         image.rgb[i] = scaled;
       } else {
@@ -49,7 +55,9 @@ class PnmReader {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const { throw InputError(cat(where_, ": broken PNM: ", what)); }
+  [[noreturn]] void fail(const std::string& what) const {
+    throw InputError(cat(where_, ": broken PNM: ", what));
+  }
 
   static bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
@@ -83,18 +91,46 @@ class PnmReader {
   size_t position_ = 0;
 };
 
+void check_png_size(const PngChunk& header, const std::string& where) {
+  if (header.data.size() != 13)
+    throw InputError(cat(where, ": broken PNG: IHDR has ", header.data.size(), " bytes, not 13"));
+  const auto number = [&](size_t at) {
+    uint64_t value = 0;
+    for (size_t i = at; i < at + 4; ++i) value = value << 8 | std::to_integer<uint64_t>(header.data[i]);
+    return value;
+  };
+  const uint64_t width = number(0), height = number(4), side = static_cast<uint64_t>(kMaxImageSide);
+  if (width < 1 || height < 1 || width > side || height > side ||
+      width * height > static_cast<uint64_t>(kMaxImagePixels))
+    throw_size(where, width, height);
+}
+
+// The decoder says of a GIF that is too large only that it is of no known type.
+void check_gif_size(std::span<const std::byte> bytes, const std::string& where) {
+  if (bytes.size() < 10) return;
+  const auto number = [&](size_t at) {
+    return std::to_integer<uint64_t>(bytes[at]) | std::to_integer<uint64_t>(bytes[at + 1]) << 8;
+  };
+  const uint64_t width = number(6), height = number(8), side = static_cast<uint64_t>(kMaxImageSide);
+  if (width > side || height > side) throw_size(where, width, height);
+}
+
 }  // namespace
 
 Image decode_image(std::span<const std::byte> bytes, const std::string& where) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (is_jpeg(bytes)) return decode_jpeg(bytes, where);
   if (is_png(bytes)) {
-    read_png_chunks(bytes, where);
+    check_png_size(read_png_chunks(bytes, where).front(), where);
     return decode_with_stb(bytes, where, "PNG");
   }
-  if (text.starts_with("GIF8")) return decode_with_stb(bytes, where, "GIF");
+  if (text.starts_with("GIF8")) {
+    check_gif_size(bytes, where);
+    return decode_with_stb(bytes, where, "GIF");
+  }
   if (text.starts_with("BM")) return decode_with_stb(bytes, where, "BMP");
-  if (text.size() > 2 && text[0] == 'P' && (text[1] == '2' || text[1] == '3' || text[1] == '5' || text[1] == '6'))
+  if (text.size() > 2 && text[0] == 'P' &&
+      (text[1] == '2' || text[1] == '3' || text[1] == '5' || text[1] == '6'))
     return PnmReader(text, where).read();
   if (bytes.empty()) throw InputError(cat(where, ": is an empty file, not an image"));
   throw InputError(cat(where, ": is no image that this program reads (JPEG, PNG, BMP, GIF, PNM)"));

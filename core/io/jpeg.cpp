@@ -15,8 +15,9 @@ namespace {
 // Each scan of a progressive file walks over the whole image again; honest files have about ten.
 constexpr int kMaxScans = 200;
 
-// libjpeg reports errors through callbacks that must not return. C frames cannot be unwound by an exception, so the callback
-// jumps back into read_pixels, which owns nothing; this struct, owned by its caller, cleans up.
+// libjpeg reports errors through callbacks that must not return. C frames cannot be unwound by an exception,
+// so the callback jumps back into read_pixels, which owns nothing; this struct, owned by its caller, cleans
+// up.
 struct Decoder {
   jpeg_decompress_struct info{};
   jpeg_error_mgr errors{};
@@ -31,7 +32,9 @@ struct Decoder {
   }
 };
 
-Decoder& decoder_of(j_common_ptr info) { return *static_cast<Decoder*>(info->client_data); }
+Decoder& decoder_of(j_common_ptr info) {
+  return *static_cast<Decoder*>(info->client_data);
+}
 
 void on_error(j_common_ptr info) {
   Decoder& decoder = decoder_of(info);
@@ -39,7 +42,8 @@ void on_error(j_common_ptr info) {
   std::longjmp(decoder.escape, 1);
 }
 
-// Pillow is silent about damaged entropy data too; but it refuses files that end early, where libjpeg invents the rest.
+// Pillow is silent about damaged entropy data too; but it refuses files that end early, where libjpeg invents
+// the rest.
 void on_message(j_common_ptr info, int level) {
   if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF) decoder_of(info).ended_early = true;
 }
@@ -53,8 +57,8 @@ void on_progress(j_common_ptr info) {
 
 enum class Outcome { kDone, kBroken, kTooLarge };
 
-// Fills image; channels is 1, 3 or 4 values per pixel as libjpeg gives them. No object with a destructor may live in this
-// frame: on_error jumps over them.
+// Fills image; channels is 1, 3 or 4 values per pixel as libjpeg gives them. No object with a destructor may
+// live in this frame: on_error jumps over them.
 Outcome read_pixels(Decoder& decoder, std::span<const std::byte> bytes, Image& image, int& channels) {
   jpeg_decompress_struct& info = decoder.info;
   info.err = jpeg_std_error(&decoder.errors);
@@ -66,7 +70,8 @@ Outcome read_pixels(Decoder& decoder, std::span<const std::byte> bytes, Image& i
   decoder.created = true;
   decoder.progress.progress_monitor = on_progress;
   info.progress = &decoder.progress;
-  jpeg_mem_src(&info, reinterpret_cast<const unsigned char*>(bytes.data()), static_cast<unsigned long>(bytes.size()));
+  jpeg_mem_src(&info, reinterpret_cast<const unsigned char*>(bytes.data()),
+               static_cast<unsigned long>(bytes.size()));
   jpeg_read_header(&info, TRUE);
   image.width = static_cast<int>(info.image_width);
   image.height = static_cast<int>(info.image_height);
@@ -74,10 +79,16 @@ Outcome read_pixels(Decoder& decoder, std::span<const std::byte> bytes, Image& i
       int64_t{image.width} * image.height > kMaxImagePixels)
     return Outcome::kTooLarge;
   switch (info.jpeg_color_space) {
-    case JCS_GRAYSCALE: info.out_color_space = JCS_GRAYSCALE; break;
+    case JCS_GRAYSCALE:
+      info.out_color_space = JCS_GRAYSCALE;
+      break;
     case JCS_CMYK:
-    case JCS_YCCK: info.out_color_space = JCS_CMYK; break;
-    default: info.out_color_space = JCS_RGB; break;
+    case JCS_YCCK:
+      info.out_color_space = JCS_CMYK;
+      break;
+    default:
+      info.out_color_space = JCS_RGB;
+      break;
   }
   info.dct_method = JDCT_ISLOW;
   jpeg_start_decompress(&info);
@@ -115,7 +126,8 @@ std::vector<uint8_t> inverted_cmyk_to_rgb(const std::vector<uint8_t>& cmyk) {
 }  // namespace
 
 bool is_jpeg(std::span<const std::byte> bytes) {
-  return bytes.size() >= 3 && bytes[0] == std::byte{0xff} && bytes[1] == std::byte{0xd8} && bytes[2] == std::byte{0xff};
+  return bytes.size() >= 3 && bytes[0] == std::byte{0xff} && bytes[1] == std::byte{0xd8} &&
+         bytes[2] == std::byte{0xff};
 }
 
 Image decode_jpeg(std::span<const std::byte> bytes, const std::string& where) {
@@ -123,12 +135,14 @@ Image decode_jpeg(std::span<const std::byte> bytes, const std::string& where) {
   Image image;
   int channels = 0;
   switch (read_pixels(decoder, bytes, image, channels)) {
-    case Outcome::kDone: break;
+    case Outcome::kDone:
+      break;
     case Outcome::kTooLarge:
-      throw InputError(cat(where, ": an image of ", image.width, "x", image.height, " is over the limit of ", kMaxImageSide,
-                           " per side and ", kMaxImagePixels, " pixels"));
+      throw InputError(cat(where, ": an image of ", image.width, "x", image.height, " is over the limit of ",
+                           kMaxImageSide, " per side and ", kMaxImagePixels, " pixels"));
     case Outcome::kBroken:
-      throw InputError(cat(where, ": broken JPEG: ", decoder.ended_early ? "it ends early" : decoder.message));
+      throw InputError(
+          cat(where, ": broken JPEG: ", decoder.ended_early ? "it ends early" : decoder.message));
   }
   if (channels == 1) image.rgb = grey_to_rgb(image.rgb);
   if (channels == 4) image.rgb = inverted_cmyk_to_rgb(image.rgb);

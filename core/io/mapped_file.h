@@ -7,13 +7,14 @@
 
 namespace adanat {
 
-// Immutable after open and safe to share between threads. The mapping lives as long as the last shared_ptr to it.
-// Its pages are private and copied on write: a tensor made on top of them may be changed in place without touching the
-// file. A file that another process shortens while it is mapped is fatal (SIGBUS), as with every mapping: our own
-// writers never shorten a file, they rename a new one over it.
+// Immutable after open and safe to share between threads. The mapping lives as long as the last shared_ptr to
+// it. Its pages are private and copied on write: a tensor made on top of them may be changed in place without
+// touching the file. A file that another process shortens while it is mapped is fatal (SIGBUS), as with every
+// mapping: our own writers never shorten a file, they rename a new one over it.
 class MappedFile {
  public:
-  // Throws InputError (missing, no permission, a folder). An empty file is fine: size() is 0 and data() is null.
+  // Throws InputError (missing, no permission, a folder). An empty file is fine: size() is 0 and data() is
+  // null.
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;

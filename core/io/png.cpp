@@ -46,8 +46,8 @@ std::string_view text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-// The Latin-1 form of a UTF-8 text, or nothing where it holds a character beyond or a control character other than a line
-// break (which tEXt forbids).
+// The Latin-1 form of a UTF-8 text, or nothing where it holds a character beyond or a control character other
+// than a line break (which tEXt forbids).
 std::optional<std::string> to_latin1(std::string_view utf8) {
   std::string out;
   for (size_t i = 0; i < utf8.size(); ++i) {
@@ -81,11 +81,13 @@ std::string from_latin1(std::string_view latin1) {
 
 void append_text(std::string& out, const std::string& key, const std::string& value) {
   const auto latin_key = to_latin1(key);
-  if (!latin_key || latin_key->empty() || latin_key->size() > 79 || latin_key->find('\n') != std::string::npos ||
-      latin_key->front() == ' ' || latin_key->back() == ' ')
+  if (!latin_key || latin_key->empty() || latin_key->size() > 79 ||
+      latin_key->find('\n') != std::string::npos || latin_key->front() == ' ' || latin_key->back() == ' ')
     throw RunError(cat("\"", key, "\" cannot be a PNG text keyword (1 to 79 Latin-1 characters)"));
-  if (value.find('\0') != std::string::npos) throw RunError(cat("the PNG text \"", key, "\" holds a NUL character"));
-  if (value.size() > kMaxText) throw RunError(cat("the PNG text \"", key, "\" is longer than ", kMaxText, " bytes"));
+  if (value.find('\0') != std::string::npos)
+    throw RunError(cat("the PNG text \"", key, "\" holds a NUL character"));
+  if (value.size() > kMaxText)
+    throw RunError(cat("the PNG text \"", key, "\" is longer than ", kMaxText, " bytes"));
   if (const auto latin_value = to_latin1(value)) {
     append_chunk(out, "tEXt", *latin_key + '\0' + *latin_value);
   } else {
@@ -96,7 +98,8 @@ void append_text(std::string& out, const std::string& key, const std::string& va
 
 uint8_t paeth(int left, int up, int corner) {
   const int estimate = left + up - corner;
-  const int to_left = std::abs(estimate - left), to_up = std::abs(estimate - up), to_corner = std::abs(estimate - corner);
+  const int to_left = std::abs(estimate - left), to_up = std::abs(estimate - up),
+            to_corner = std::abs(estimate - corner);
   if (to_left <= to_up && to_left <= to_corner) return static_cast<uint8_t>(left);
   return static_cast<uint8_t>(to_up <= to_corner ? up : corner);
 }
@@ -118,11 +121,20 @@ std::string filter_rows(const Image& image) {
         const int left = i >= 3 ? row[i - 3] : 0, up = above[i], corner = i >= 3 ? above[i - 3] : 0;
         int predicted = 0;
         switch (filter) {
-          case 1: predicted = left; break;
-          case 2: predicted = up; break;
-          case 3: predicted = (left + up) / 2; break;
-          case 4: predicted = paeth(left, up, corner); break;
-          default: break;
+          case 1:
+            predicted = left;
+            break;
+          case 2:
+            predicted = up;
+            break;
+          case 3:
+            predicted = (left + up) / 2;
+            break;
+          case 4:
+            predicted = paeth(left, up, corner);
+            break;
+          default:
+            break;
         }
         candidate[i] = static_cast<uint8_t>(row[i] - predicted);
         sum += static_cast<uint64_t>(std::abs(static_cast<int8_t>(candidate[i])));
@@ -161,18 +173,21 @@ bool split_at_nul(std::string_view& rest, std::string_view& first) {
 
 }  // namespace
 
-bool is_png(std::span<const std::byte> bytes) { return text_of(bytes).starts_with(kSignature); }
+bool is_png(std::span<const std::byte> bytes) {
+  return text_of(bytes).starts_with(kSignature);
+}
 
 std::vector<PngChunk> read_png_chunks(std::span<const std::byte> bytes, const std::string& where) {
   if (!is_png(bytes)) throw InputError(cat(where, ": is not a PNG file"));
   std::vector<PngChunk> chunks;
   size_t position = kSignature.size();
   while (true) {
-    if (bytes.size() - position < 12) throw InputError(cat(where, ": broken PNG: it ends early, at byte ", bytes.size()));
+    if (bytes.size() - position < 12)
+      throw InputError(cat(where, ": broken PNG: it ends early, at byte ", bytes.size()));
     const uint32_t length = load_u32_be(bytes.data() + position);
     if (length > bytes.size() - position - 12)
-      throw InputError(cat(where, ": broken PNG: the chunk at byte ", position, " has ", length, " bytes, but only ",
-                           bytes.size() - position - 12, " follow"));
+      throw InputError(cat(where, ": broken PNG: the chunk at byte ", position, " has ", length,
+                           " bytes, but only ", bytes.size() - position - 12, " follow"));
     const auto checked = bytes.subspan(position + 4, size_t{length} + 4);
     const PngChunk chunk{text_of(checked.first(4)), checked.subspan(4)};
     if (checksum(checked.data(), checked.size()) != load_u32_be(checked.data() + checked.size()))
@@ -188,7 +203,8 @@ std::vector<PngChunk> read_png_chunks(std::span<const std::byte> bytes, const st
 std::string encode_png(const Image& image, const TextChunks& text, int level) {
   if (image.width < 1 || image.height < 1 || image.width > kMaxImageSide || image.height > kMaxImageSide ||
       image.rgb.size() != static_cast<size_t>(image.width) * image.height * 3)
-    throw RunError(cat("cannot write an image of ", image.width, "x", image.height, " with ", image.rgb.size(), " bytes as PNG"));
+    throw RunError(cat("cannot write an image of ", image.width, "x", image.height, " with ",
+                       image.rgb.size(), " bytes as PNG"));
   if (level < 0 || level > 9) throw RunError(cat("PNG compression level ", level, " is outside 0..9"));
   std::string out(kSignature);
   std::string header;
@@ -210,11 +226,14 @@ TextChunks decode_png_text(std::span<const std::byte> bytes, const std::string& 
   TextChunks result;
   for (const PngChunk& chunk : read_png_chunks(bytes, where)) {
     if (chunk.type != "tEXt" && chunk.type != "zTXt" && chunk.type != "iTXt") continue;
-    const auto broken = [&] { return InputError(cat(where, ": broken PNG: a damaged ", chunk.type, " chunk")); };
+    const auto broken = [&] {
+      return InputError(cat(where, ": broken PNG: a damaged ", chunk.type, " chunk"));
+    };
     std::string_view rest = text_of(chunk.data), key, ignored;
     if (!split_at_nul(rest, key)) throw broken();
     const auto inflate = [&](std::string_view data) {
-      return inflate_zlib(std::as_bytes(std::span(data)), cat(where, ": text \"", from_latin1(key), "\""), kMaxText);
+      return inflate_zlib(std::as_bytes(std::span(data)), cat(where, ": text \"", from_latin1(key), "\""),
+                          kMaxText);
     };
     if (chunk.type == "tEXt") {
       result.emplace_back(from_latin1(key), from_latin1(rest));

@@ -15,8 +15,8 @@ struct PngChunk {
 
 bool is_png(std::span<const std::byte> bytes);
 
-// All chunks from IHDR to IEND. InputError naming `where`: not a PNG, a chunk that leaves the file, a wrong checksum, no
-// IEND. Bytes after IEND are ignored, as other readers do.
+// All chunks from IHDR to IEND. InputError naming `where`: not a PNG, a chunk that leaves the file, a wrong
+// checksum, no IEND. Bytes after IEND are ignored, as other readers do.
 std::vector<PngChunk> read_png_chunks(std::span<const std::byte> bytes, const std::string& where);
 
 }  // namespace adanat

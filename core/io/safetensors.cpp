@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/text.h"
 #include "core/io/atomic_file.h"
 
 namespace adanat {
@@ -26,8 +27,8 @@ uint64_t load_u64_le(const std::byte* bytes) {
   return value;
 }
 
-// Number of bytes of a tensor, or nothing where the product does not fit 63 bits. A size of 0 anywhere gives 0 only if the
-// other sizes do not overflow first: such a header is refused rather than interpreted.
+// Number of bytes of a tensor, or nothing where the product does not fit 63 bits. A size of 0 anywhere gives
+// 0 only if the other sizes do not overflow first: such a header is refused rather than interpreted.
 std::optional<uint64_t> byte_count(const std::vector<int64_t>& shape, DType dtype) {
   uint64_t total = size_of(dtype);
   for (const int64_t size : shape) {
@@ -37,8 +38,9 @@ std::optional<uint64_t> byte_count(const std::vector<int64_t>& shape, DType dtyp
   return total;
 }
 
-// Reads the header's JSON as a stream of events, so that a hostile header costs no more memory than the entries that it
-// names: no document tree is built, and nothing but the expected shape gets past the first wrong token.
+// Reads the header's JSON as a stream of events, so that a hostile header costs no more memory than the
+// entries that it names: no document tree is built, and nothing but the expected shape gets past the first
+// wrong token.
 class HeaderReader : public json::json_sax_t {
  public:
   explicit HeaderReader(std::string where) : where_(std::move(where)) {}
@@ -68,9 +70,9 @@ class HeaderReader : public json::json_sax_t {
         if (text == "dtype") return once(has_dtype_, text), go(State::kDtype);
         if (text == "shape") return once(has_shape_, text), go(State::kShapeValue);
         if (text == "data_offsets") return once(has_offsets_, text), go(State::kOffsetsValue);
-        fail(cat("has the unknown key \"", text, "\""), entries.back().name);
+        fail(cat("has the unknown key \"", printable(text), "\""), entries.back().name);
       case State::kMetadata:
-        if (metadata.contains(text)) fail(cat("holds \"", text, "\" twice"), kMetadataKey);
+        if (metadata.contains(text)) fail(cat("holds \"", printable(text), "\" twice"), kMetadataKey);
         metadata_key_ = text;
         return go(State::kMetadataString);
       default:
@@ -93,7 +95,9 @@ class HeaderReader : public json::json_sax_t {
   bool string(string_t& text) override {
     if (state_ == State::kDtype) {
       const auto dtype = dtype_from_name(text);
-      if (!dtype) fail(cat("has the dtype \"", text, "\", which this program does not read"), entries.back().name);
+      if (!dtype)
+        fail(cat("has the dtype \"", printable(text), "\", which this program does not read"),
+             entries.back().name);
       entries.back().dtype = *dtype;
       return go(State::kTensor);
     }
@@ -143,8 +147,19 @@ class HeaderReader : public json::json_sax_t {
 
  private:
   enum class State {
-    kStart, kTop, kTensorValue, kTensor, kDtype, kShapeValue, kShape, kOffsetsValue, kOffsets, kMetadataValue,
-    kMetadata, kMetadataString, kEnd
+    kStart,
+    kTop,
+    kTensorValue,
+    kTensor,
+    kDtype,
+    kShapeValue,
+    kShape,
+    kOffsetsValue,
+    kOffsets,
+    kMetadataValue,
+    kMetadata,
+    kMetadataString,
+    kEnd
   };
 
   bool go(State state) {
@@ -155,10 +170,11 @@ class HeaderReader : public json::json_sax_t {
     if (std::exchange(seen, true)) fail(cat("has \"", key, "\" twice"), entries.back().name);
   }
   [[noreturn]] void fail(const std::string& what, std::string_view name) const {
-    throw InputError(cat(where_, ": safetensors header: \"", name, "\" ", what));
+    throw InputError(cat(where_, ": safetensors header: \"", printable(name), "\" ", what));
   }
   [[noreturn]] void fail(const std::string& what) const {
-    const std::string after = entries.empty() ? "" : cat(" (in or after \"", entries.back().name, "\")");
+    const std::string after =
+        entries.empty() ? "" : cat(" (in or after \"", printable(entries.back().name), "\")");
     throw InputError(cat(where_, ": safetensors header: ", what, after));
   }
 
@@ -170,14 +186,17 @@ class HeaderReader : public json::json_sax_t {
   int numbers_in_offsets_ = 0;
 };
 
-// The ranges (still relative to the data) must follow one another from 0 to data_size without hole or overlap.
+// The ranges (still relative to the data) must follow one another from 0 to data_size without hole or
+// overlap.
 void check_ranges(std::vector<TensorEntry>& entries, uint64_t data_size, const std::string& where) {
   std::sort(entries.begin(), entries.end(), [](const TensorEntry& a, const TensorEntry& b) {
     return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
   uint64_t expected = 0;
   for (const TensorEntry& entry : entries) {
-    const auto fail = [&](const std::string& what) { throw InputError(cat(where, ": \"", entry.name, "\" ", what)); };
+    const auto fail = [&](const std::string& what) {
+      throw InputError(cat(where, ": \"", printable(entry.name), "\" ", what));
+    };
     if (entry.begin > entry.end || entry.end > data_size)
       fail(cat("has the bytes [", entry.begin, ", ", entry.end, "), but the file holds ", data_size,
                " bytes of data; it is cut short or damaged"));
@@ -186,8 +205,8 @@ void check_ranges(std::vector<TensorEntry>& entries, uint64_t data_size, const s
                entry.begin < expected ? "overlap" : "leave a hole"));
     const auto size = byte_count(entry.shape, entry.dtype);
     if (!size || *size != entry.end - entry.begin)
-      fail(cat("has ", entry.end - entry.begin, " bytes, but its shape and its type ", name_of(entry.dtype), " need ",
-               size ? std::to_string(*size) : std::string("more than 2^63")));
+      fail(cat("has ", entry.end - entry.begin, " bytes, but its shape and its type ", name_of(entry.dtype),
+               " need ", size ? std::to_string(*size) : std::string("more than 2^63")));
     expected = entry.end;
   }
   if (expected != data_size)
@@ -206,14 +225,17 @@ std::string json_text(const std::string& text, const fs::path& path) {
 void check_tensors(const std::vector<TensorBytes>& tensors, const fs::path& path) {
   std::set<std::string_view> names;
   for (const TensorBytes& tensor : tensors) {
-    const auto fail = [&](const std::string& what) { throw RunError(cat(path.string(), ": \"", tensor.name, "\" ", what)); };
+    const auto fail = [&](const std::string& what) {
+      throw RunError(cat(path.string(), ": \"", tensor.name, "\" ", what));
+    };
     if (tensor.name == kMetadataKey) fail("is a reserved name");
     if (!names.insert(tensor.name).second) fail("is there twice");
     for (const int64_t size : tensor.shape)
       if (size < 0) fail(cat("has the negative size ", size));
     const auto expected = byte_count(tensor.shape, tensor.dtype);
     if (!expected || *expected != tensor.size)
-      fail(cat("has ", tensor.size, " bytes, but its shape and type need ", expected ? *expected : UINT64_MAX));
+      fail(cat("has ", tensor.size, " bytes, but its shape and type need ",
+               expected ? *expected : UINT64_MAX));
   }
 }
 
@@ -225,11 +247,12 @@ SafetensorsFile SafetensorsFile::open(const fs::path& path) {
   const MappedFile& file = *result.file_;
   const std::string where = path.string();
   if (file.size() < 8)
-    throw InputError(cat(where, ": ", file.size(), " bytes are too few for a safetensors file; it is cut short"));
+    throw InputError(
+        cat(where, ": ", file.size(), " bytes are too few for a safetensors file; it is cut short"));
   const uint64_t header_size = load_u64_le(file.data());
   if (header_size > kMaxHeader)
-    throw InputError(cat(where, ": its first 8 bytes say a header of ", header_size, " bytes, the limit is ", kMaxHeader,
-                         "; it is no safetensors file"));
+    throw InputError(cat(where, ": its first 8 bytes say a header of ", header_size, " bytes, the limit is ",
+                         kMaxHeader, "; it is no safetensors file"));
   if (header_size > file.size() - 8)
     throw InputError(cat(where, ": the header takes ", header_size, " bytes, but only ", file.size() - 8,
                          " follow; it is cut short"));
@@ -259,10 +282,12 @@ const TensorEntry* SafetensorsFile::find(std::string_view name) const {
 
 const TensorEntry& SafetensorsFile::at(std::string_view name) const {
   if (const TensorEntry* entry = find(name)) return *entry;
-  throw InputError(cat(path().string(), ": has no tensor \"", name, "\""));
+  throw InputError(cat(path().string(), ": has no tensor \"", printable(name), "\""));
 }
 
-const std::byte* SafetensorsFile::data(const TensorEntry& entry) const { return file_->data() + entry.begin; }
+const std::byte* SafetensorsFile::data(const TensorEntry& entry) const {
+  return file_->data() + entry.begin;
+}
 
 void write_safetensors(const fs::path& path, std::vector<TensorBytes> tensors,
                        const std::map<std::string, std::string>& metadata) {
@@ -287,17 +312,20 @@ void write_safetensors(const fs::path& path, std::vector<TensorBytes> tensors,
   uint64_t offset = 0;
   for (const TensorBytes& tensor : tensors) {
     separate();
-    header += cat(json_text(tensor.name, path), ":{\"dtype\":\"", name_of(tensor.dtype), "\",\"shape\":",
-                  json(tensor.shape).dump(), ",\"data_offsets\":[", offset, ",", offset + tensor.size, "]}");
+    header += cat(json_text(tensor.name, path), ":{\"dtype\":\"", name_of(tensor.dtype),
+                  "\",\"shape\":", json(tensor.shape).dump(), ",\"data_offsets\":[", offset, ",",
+                  offset + tensor.size, "]}");
     offset += tensor.size;
   }
   header += '}';
   header.append((8 - header.size() % 8) % 8, ' ');
   if (header.size() > kMaxHeader)
-    throw RunError(cat(path.string(), ": a header of ", header.size(), " bytes is over the limit of ", kMaxHeader));
+    throw RunError(
+        cat(path.string(), ": a header of ", header.size(), " bytes is over the limit of ", kMaxHeader));
 
   char length[8];
-  for (int i = 0; i < 8; ++i) length[i] = static_cast<char>(static_cast<uint64_t>(header.size()) >> (8 * i) & 0xFF);
+  for (int i = 0; i < 8; ++i)
+    length[i] = static_cast<char>(static_cast<uint64_t>(header.size()) >> (8 * i) & 0xFF);
   AtomicFile file(path);
   file.write(length, sizeof length);
   file.write(header);

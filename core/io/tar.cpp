@@ -1,5 +1,7 @@
 #include "core/io/tar.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 #include <charconv>
@@ -31,10 +33,12 @@ class Reader {
       const bool extension = type == 'x' || type == 'g' || type == 'L' || type == 'K';
       uint64_t size = number(header.substr(124, 12), "size");
       if (!extension && pax_size_) size = *pax_size_;
-      if (type >= '1' && type <= '6') size = 0;  // links, devices, folders: whatever the field says, nothing follows
+      if (type >= '1' && type <= '6')
+        size = 0;  // links, devices, folders: whatever the field says, nothing follows
       const uint64_t begin = position_ + kBlock;
       if (size > text_.size() - begin)
-        fail(cat("an entry of ", size, " bytes, but only ", text_.size() - begin, " follow; the archive is cut short"));
+        fail(cat("an entry of ", size, " bytes, but only ", text_.size() - begin,
+                 " follow; the archive is cut short"));
       const std::string_view body = text_.substr(begin, size);
       if (type == 'L') {
         long_name_ = std::string(body.substr(0, body.find('\0')));
@@ -56,7 +60,8 @@ class Reader {
       position_ = std::min<uint64_t>(text_.size(), begin + (size + kBlock - 1) / kBlock * kBlock);
     }
     if (position_ != text_.size()) fail("half a header; the archive is cut short");
-    if (long_name_ || pax_name_ || pax_size_) fail("an extension header without its file; the archive is cut short");
+    if (long_name_ || pax_name_ || pax_size_)
+      fail("an extension header without its file; the archive is cut short");
     return entries;
   }
 
@@ -78,15 +83,18 @@ class Reader {
     }
     size_t i = field.find_first_not_of(' ');
     if (i == std::string_view::npos) return 0;
-    for (; i < field.size() && field[i] >= '0' && field[i] <= '7'; ++i) value = value << 3 | static_cast<uint64_t>(field[i] - '0');
+    for (; i < field.size() && field[i] >= '0' && field[i] <= '7'; ++i)
+      value = value << 3 | static_cast<uint64_t>(field[i] - '0');
     if (i < field.size() && field[i] != '\0' && field[i] != ' ') fail(cat("the ", what, " is not a number"));
     return value;
   }
 
   void check_sum(std::string_view header) const {
     uint64_t sum = 0;
-    for (size_t i = 0; i < header.size(); ++i) sum += i >= 148 && i < 156 ? ' ' : static_cast<unsigned char>(header[i]);
-    if (number(header.substr(148, 8), "checksum") != sum) fail("the header's checksum is wrong; the archive is damaged or no tar");
+    for (size_t i = 0; i < header.size(); ++i)
+      sum += i >= 148 && i < 156 ? ' ' : static_cast<unsigned char>(header[i]);
+    if (number(header.substr(148, 8), "checksum") != sum)
+      fail("the header's checksum is wrong; the archive is damaged or no tar");
   }
 
   // Records "LENGTH KEY=VALUE\n", LENGTH counting the whole record.
@@ -96,8 +104,8 @@ class Reader {
       uint64_t length = 0;
       const auto [end, error] = std::from_chars(body.data(), body.data() + body.size(), length);
       const auto digits = static_cast<size_t>(end - body.data());
-      if (error != std::errc() || digits >= body.size() || *end != ' ' || length > body.size() || length < digits + 3 ||
-          body[length - 1] != '\n')
+      if (error != std::errc() || digits >= body.size() || *end != ' ' || length > body.size() ||
+          length < digits + 3 || body[length - 1] != '\n')
         fail("a broken pax header");
       const std::string_view record = body.substr(digits + 1, length - digits - 2);
       const size_t equals = record.find('=');
@@ -108,7 +116,8 @@ class Reader {
       } else if (key == "size") {
         uint64_t size = 0;
         const auto parsed = std::from_chars(value.data(), value.data() + value.size(), size);
-        if (parsed.ec != std::errc() || parsed.ptr != value.data() + value.size()) fail("a broken size in a pax header");
+        if (parsed.ec != std::errc() || parsed.ptr != value.data() + value.size())
+          fail("a broken size in a pax header");
         pax_size_ = size;
       } else if (key.starts_with("GNU.sparse.")) {
         sparse_ = true;
@@ -130,7 +139,8 @@ class Reader {
     } else {
       name = text(0, 100);
       // Old GNU archives ("ustar  ") keep times where POSIX ("ustar\0") keeps the prefix.
-      if (header.substr(257, 6) == std::string_view("ustar\0", 6) && header[345] != '\0') name = text(345, 155) + "/" + name;
+      if (header.substr(257, 6) == std::string_view("ustar\0", 6) && header[345] != '\0')
+        name = text(345, 155) + "/" + name;
     }
     while (name.starts_with("./")) name.erase(0, name.find_first_not_of('/', 1));
     return name;
@@ -145,14 +155,16 @@ class Reader {
 };
 
 std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return text;
 }
 
 }  // namespace
 
 std::vector<TarEntry> list_tar(std::span<const std::byte> bytes, const std::string& where) {
-  if (bytes.size() < kBlock) throw InputError(cat(where, ": ", bytes.size(), " bytes are too few for a tar archive"));
+  if (bytes.size() < kBlock)
+    throw InputError(cat(where, ": ", bytes.size(), " bytes are too few for a tar archive"));
   return Reader(bytes, where).read();
 }
 
@@ -165,7 +177,11 @@ std::shared_ptr<const TarArchive> TarArchive::open(const std::filesystem::path& 
   std::shared_ptr<TarArchive> archive(new TarArchive());
   std::shared_ptr<const MappedFile> file = MappedFile::open(path);
   if (is_gzip(file->bytes())) {
-    archive->inflated_ = gunzip(file->bytes(), path.string(), kMaxInflated);
+    const uint64_t memory =
+        static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+    const uint64_t plausible = std::max(uint64_t{64} << 20, file->size() * kMaxRatio);
+    archive->inflated_ =
+        gunzip(file->bytes(), path.string(), std::min({kMaxInflated, memory / 2, plausible}));
     archive->bytes_ = std::as_bytes(std::span(archive->inflated_));
   } else {
     archive->file_ = file;

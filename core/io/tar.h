@@ -17,16 +17,20 @@ struct TarEntry {
   uint64_t begin, size;  // byte range in the (inflated) archive
 };
 
-// The regular files of a tar archive in their order in it: ustar, pax (path, size) and GNU long names. Folders, links and
-// devices are left out. Stops at the end-of-archive mark or the end of the bytes. InputError naming `where` and the
-// offset: a wrong header checksum, sizes outside the archive, an unterminated extension header, a sparse file.
+// The regular files of a tar archive in their order in it: ustar, pax (path, size) and GNU long names.
+// Folders, links and devices are left out. Stops at the end-of-archive mark or the end of the bytes.
+// InputError naming `where` and the offset: a wrong header checksum, sizes outside the archive, an
+// unterminated extension header, a sparse file.
 std::vector<TarEntry> list_tar(std::span<const std::byte> bytes, const std::string& where);
 
-// An opened archive: mapped if plain, inflated into memory once if gzip (at most kMaxInflated bytes).
+// An opened archive: mapped if plain, inflated into memory once if gzip. Nothing says beforehand how large
+// that is: more than kMaxInflated bytes, than half of the machine's memory, or than kMaxRatio times the file
+// (where that is over 64 MiB) is an InputError: pictures shrink little, such a file is made to fill memory.
 // Immutable after open, safe to share between threads.
 class TarArchive {
  public:
   static constexpr uint64_t kMaxInflated = uint64_t{32} << 30;
+  static constexpr uint64_t kMaxRatio = 200;
 
   // True for names that end in .tar, .tar.gz or .tgz (any case).
   static bool has_tar_name(const std::filesystem::path& path);

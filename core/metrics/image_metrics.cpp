@@ -15,21 +15,24 @@ namespace {
 
 void check_pair(const char* what, const at::Tensor& a, const at::Tensor& b) {
   if (a.dim() != 4 || a.sizes() != b.sizes())
-    throw RunError(cat(what, ": wanted two batches of images of one shape, got ", a.sizes(), " and ", b.sizes()));
+    throw RunError(
+        cat(what, ": wanted two batches of images of one shape, got ", a.sizes(), " and ", b.sizes()));
 }
 
 }  // namespace
 
 at::Tensor psnr(const at::Tensor& a, const at::Tensor& b) {
   check_pair("psnr", a, b);
-  const at::Tensor square = (a.detach().to(at::kDouble) - b.detach().to(at::kDouble)).square().mean({1, 2, 3});
+  const at::Tensor square =
+      (a.detach().to(at::kDouble) - b.detach().to(at::kDouble)).square().mean({1, 2, 3});
   return square.log10() * -10;
 }
 
 at::Tensor ssim(const at::Tensor& a, const at::Tensor& b) {
   check_pair("ssim", a, b);
   const int64_t height = a.size(2), width = a.size(3);
-  if (height < 11 || width < 11) throw RunError(cat("ssim: images must be at least 11x11, got ", width, "x", height));
+  if (height < 11 || width < 11)
+    throw RunError(cat("ssim: images must be at least 11x11, got ", width, "x", height));
   const auto planes = [&](const at::Tensor& x) {
     return x.detach().to(at::kDouble).reshape({a.size(0) * a.size(1), 1, height, width});
   };
@@ -43,8 +46,7 @@ at::Tensor ssim(const at::Tensor& a, const at::Tensor& b) {
   const double c1 = 0.01 * 0.01, c2 = 0.03 * 0.03;
   const at::Tensor x = planes(a), y = planes(b), mx = blur(x), my = blur(y);
   const at::Tensor vx = blur(x * x) - mx * mx, vy = blur(y * y) - my * my, vxy = blur(x * y) - mx * my;
-  const at::Tensor map =
-      ((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2));
+  const at::Tensor map = ((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2));
   return map.mean({1, 2, 3}).view({a.size(0), a.size(1)}).mean(1);
 }
 
@@ -55,11 +57,14 @@ void CodeHistogram::add(const at::Tensor& ids) {
   const at::Tensor flat = ids.detach().to(at::kCPU).flatten();
   const int64_t low = flat.min().item<int64_t>(), high = flat.max().item<int64_t>();
   if (low < 0 || high >= counts_.size(0))
-    throw RunError(cat("code histogram: code ", low < 0 ? low : high, " is outside 0..", counts_.size(0) - 1));
+    throw RunError(
+        cat("code histogram: code ", low < 0 ? low : high, " is outside 0..", counts_.size(0) - 1));
   counts_ += at::bincount(flat, {}, counts_.size(0));
 }
 
-double CodeHistogram::usage() const { return double(counts_.gt(0).sum().item<int64_t>()) / double(counts_.size(0)); }
+double CodeHistogram::usage() const {
+  return double(counts_.gt(0).sum().item<int64_t>()) / double(counts_.size(0));
+}
 
 double CodeHistogram::perplexity() const {
   const double total = double(counts_.sum().item<int64_t>());

@@ -25,15 +25,18 @@ at::Device parse_device(const std::string& text) {
   const bool has_cuda = at::globalContext().hasCUDA();
   if (text == "auto") return has_cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   if (text == "cpu") return at::Device(at::kCPU);
-  const bool indexed = text.rfind("cuda:", 0) == 0 && text.size() > 5 && text.size() < 9 &&
-                       std::all_of(text.begin() + 5, text.end(), [](char ch) { return ch >= '0' && ch <= '9'; });
+  const bool indexed =
+      text.rfind("cuda:", 0) == 0 && text.size() > 5 && text.size() < 9 &&
+      std::all_of(text.begin() + 5, text.end(), [](char ch) { return ch >= '0' && ch <= '9'; });
   if (text == "cuda" || indexed) {
     if (!has_cuda)
-      throw InputError(cat("--device ", text, ": no CUDA device can be used here (no GPU, no driver, or a CPU-only "
+      throw InputError(cat("--device ", text,
+                           ": no CUDA device can be used here (no GPU, no driver, or a CPU-only "
                            "build); use --device cpu"));
     const int index = indexed ? std::stoi(text.substr(5)) : 0;
     const int count = int(at::globalContext().getAcceleratorHooksInterface(at::kCUDA).deviceCount());
-    if (index >= count) throw InputError(cat("--device ", text, ": this machine has ", count, " CUDA devices"));
+    if (index >= count)
+      throw InputError(cat("--device ", text, ": this machine has ", count, " CUDA devices"));
     return at::Device(at::kCUDA, at::DeviceIndex(index));
   }
   throw InputError(cat("--device ", text, ": must be auto, cpu, cuda or cuda:N"));
@@ -47,7 +50,8 @@ at::ScalarType parse_dtype(const std::string& text, at::Device device) {
 }
 
 int set_threads(int64_t threads) {
-  if (threads < 0 || threads > 1024) throw InputError(cat("--threads ", threads, ": must be 0 (all cores) to 1024"));
+  if (threads < 0 || threads > 1024)
+    throw InputError(cat("--threads ", threads, ": must be 0 (all cores) to 1024"));
   if (threads == 0) {
     cpu_set_t set;
     CPU_ZERO(&set);
@@ -60,8 +64,8 @@ int set_threads(int64_t threads) {
 std::string platform_line() {
   std::string cpu = at::get_cpu_capability();
   if (cpu_has_amx_bf16()) cpu += "+AMX";
-  return cat("LibTorch ", TORCH_VERSION, ", CUDA ", at::globalContext().hasCUDA() ? "available" : "not available",
-             ", CPU ", cpu);
+  return cat("LibTorch ", TORCH_VERSION, ", CUDA ",
+             at::globalContext().hasCUDA() ? "available" : "not available", ", CPU ", cpu);
 }
 
 }  // namespace adanat

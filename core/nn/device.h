@@ -6,7 +6,8 @@
 
 namespace adanat {
 
-// "auto" (CUDA where a device is present, else the CPU), "cpu", "cuda", "cuda:1". InputError names the flag's value.
+// "auto" (CUDA where a device is present, else the CPU), "cpu", "cuda", "cuda:1". InputError names the flag's
+// value.
 at::Device parse_device(const std::string& text);
 
 // "auto" (float32 on a CPU without AMX, bfloat16 elsewhere), "float32", "bfloat16". InputError otherwise.

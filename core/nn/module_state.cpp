@@ -1,6 +1,10 @@
 #include "core/nn/module_state.h"
 
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/sum.h>
 #include <torch/nn/module.h>
+
+#include <cmath>
 
 #include "core/base/error.h"
 
@@ -13,26 +17,64 @@ TensorMap module_state(const torch::nn::Module& module) {
   return out;
 }
 
+namespace {
+
+std::string list(const std::vector<std::string>& names) {
+  std::string text;
+  for (size_t i = 0; i < names.size() && i < 8; ++i) text += (i == 0 ? "" : ", ") + names[i];
+  if (names.size() > 8) text += cat(" and ", names.size() - 8, " more");
+  return text;
+}
+
+// Both maps' keys are names; shape_of takes a value of either.
+template <class Found, class Expected, class ShapeOf>
+void check_names_and_shapes(const Found& found, const Expected& expected, const std::string& where,
+                            ShapeOf shape_of) {
+  std::vector<std::string> missing, extra;
+  for (const auto& [name, value] : expected)
+    if (!found.contains(name)) missing.push_back(name);
+  for (const auto& [name, value] : found)
+    if (!expected.contains(name)) extra.push_back(name);
+  if (!missing.empty()) throw InputError(cat(where, ": lacks the tensors ", list(missing)));
+  if (!extra.empty())
+    throw InputError(cat(where, ": holds tensors that the model does not have: ", list(extra)));
+  for (const auto& [name, value] : expected) {
+    const at::IntArrayRef is = shape_of(found.at(name)), wanted = shape_of(value);
+    if (is != wanted)
+      throw InputError(cat(where, ": ", name, " has shape ", is, ", the model's config wants ", wanted));
+  }
+}
+
+}  // namespace
+
+void check_shapes(const SafetensorsFile& file, const ShapeMap& expected) {
+  ShapeMap found;
+  for (const TensorEntry& entry : file.entries()) found.emplace(entry.name, entry.shape);
+  check_names_and_shapes(found, expected, file.path().string(),
+                         [](const std::vector<int64_t>& shape) { return at::IntArrayRef(shape); });
+}
+
+void check_finite(const TensorMap& tensors, const std::string& where) {
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor.is_floating_point()) continue;
+    const at::Tensor values = tensor.scalar_type() == at::kDouble ? tensor.to(at::kFloat) : tensor;
+    // NaN and infinity survive a sum, which reads the tensor once and allocates nothing; a sum that overflows
+    // is looked at again, value by value.
+    if (std::isfinite(at::sum(values, at::kFloat).item<float>()) || at::isfinite(values).all().item<bool>())
+      continue;
+    throw InputError(
+        cat(where, ": ", name, " holds NaN or infinity; the file is damaged, or its training went wrong"));
+  }
+}
+
 void load_module_state(torch::nn::Module& module, const TensorMap& tensors, const std::string& where) {
   const TensorMap own = module_state(module);
-  const auto list = [](const std::vector<std::string>& names) {
-    std::string text;
-    for (size_t i = 0; i < names.size() && i < 8; ++i) text += (i == 0 ? "" : ", ") + names[i];
-    if (names.size() > 8) text += cat(" and ", names.size() - 8, " more");
-    return text;
-  };
-  std::vector<std::string> missing, extra;
-  for (const auto& [name, tensor] : own)
-    if (!tensors.contains(name)) missing.push_back(name);
-  for (const auto& [name, tensor] : tensors)
-    if (!own.contains(name)) extra.push_back(name);
-  if (!missing.empty()) throw InputError(cat(where, ": lacks the tensors ", list(missing)));
-  if (!extra.empty()) throw InputError(cat(where, ": holds tensors that the model does not have: ", list(extra)));
+  check_names_and_shapes(tensors, own, where, [](const at::Tensor& tensor) { return tensor.sizes(); });
   for (const auto& [name, tensor] : own) {
-    const at::Tensor& source = tensors.at(name);
-    if (source.sizes() != tensor.sizes())
-      throw InputError(cat(where, ": ", name, " has shape ", source.sizes(), ", the model's config wants ",
-                           tensor.sizes()));
+    const at::ScalarType is = tensors.at(name).scalar_type();
+    if (at::isFloatingType(is) != tensor.is_floating_point())
+      throw InputError(cat(where, ": ", name, " holds ", name_of(dtype_of(is)), ", the model wants ",
+                           name_of(dtype_of(tensor.scalar_type()))));
   }
   for (const auto& [name, tensor] : own) tensor.copy_(tensors.at(name));
 }

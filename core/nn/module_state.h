@@ -13,8 +13,20 @@ namespace adanat {
 // Every parameter and buffer under its dotted name, detached, sharing storage with the module.
 TensorMap module_state(const torch::nn::Module& module);
 
-// Copies `tensors` into the module's parameters and buffers, converting the dtype. Names listed in neither, missing
-// names and other shapes are errors (InputError) that name `where`, the key and both sides; nothing is copied then.
+// Names and sizes of a module's state: what its config fixes before the module exists.
+using ShapeMap = std::map<std::string, std::vector<int64_t>>;
+
+// Compares the header of a file with `expected`, so that a module is built only where a file of its size
+// exists: a config may ask for terabytes. InputError as from load_module_state.
+void check_shapes(const SafetensorsFile& file, const ShapeMap& expected);
+
+// InputError naming `where` and the first floating-point tensor that holds NaN or infinity (also what float32
+// cannot hold).
+void check_finite(const TensorMap& tensors, const std::string& where);
+
+// Copies `tensors` into the module's parameters and buffers, converting the dtype (but not integers to
+// fractions or back). Names listed in neither, missing names and other shapes are errors (InputError) that
+// name `where`, the key and both sides; nothing is copied then.
 void load_module_state(torch::nn::Module& module, const TensorMap& tensors, const std::string& where);
 
 // Number of parameters (not buffers).

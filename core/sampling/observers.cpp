@@ -2,6 +2,8 @@
 
 #include <ATen/ops/stack.h>
 
+#include "core/base/interrupt.h"
+
 namespace adanat {
 
 void TraceObserver::on_step(const StepView& view) {
@@ -12,15 +14,27 @@ void TraceObserver::on_step(const StepView& view) {
   revealed_.push_back((view.tokens_after != mask_id_).sum(1));
 }
 
-at::Tensor TraceObserver::actions() const { return at::stack(actions_).cpu(); }
-at::Tensor TraceObserver::revealed() const { return at::stack(revealed_).cpu(); }
+at::Tensor TraceObserver::actions() const {
+  return at::stack(actions_).cpu();
+}
+at::Tensor TraceObserver::revealed() const {
+  return at::stack(revealed_).cpu();
+}
 
 void TokensObserver::on_step(const StepView& view) {
   tokens_.push_back(view.tokens_after.clone());
   proposals_.push_back(view.proposals.clone());
 }
 
-at::Tensor TokensObserver::tokens() const { return at::stack(tokens_).cpu(); }
-at::Tensor TokensObserver::proposals() const { return at::stack(proposals_).cpu(); }
+at::Tensor TokensObserver::tokens() const {
+  return at::stack(tokens_).cpu();
+}
+at::Tensor TokensObserver::proposals() const {
+  return at::stack(proposals_).cpu();
+}
+
+void InterruptObserver::on_step(const StepView&) {
+  check_interrupt();
+}
 
 }  // namespace adanat

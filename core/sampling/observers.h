@@ -1,4 +1,4 @@
-// Observers that most commands want: what was decided, and the tokens after every step.
+// Observers that most commands want: what was decided, the tokens after every step, and whether to go on.
 #pragma once
 #include <vector>
 
@@ -30,6 +30,13 @@ class TokensObserver : public SamplerObserver {
 
  private:
   std::vector<at::Tensor> tokens_, proposals_;
+};
+
+// Throws Interrupted after the step during which a signal asked for the end: a batch of many images and steps
+// takes minutes. The images of that batch are lost, none of them is finished.
+class InterruptObserver : public SamplerObserver {
+ public:
+  void on_step(const StepView& view) override;
 };
 
 }  // namespace adanat

@@ -7,6 +7,9 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/nonzero.h>
 
+#include <string_view>
+#include <utility>
+
 #include "core/base/error.h"
 
 namespace adanat {
@@ -22,7 +25,8 @@ struct Forward {
 // Evaluation mode for a scope, whatever ends it.
 class EvaluationMode {
  public:
-  explicit EvaluationMode(GeneratorImpl& generator) : generator_(generator), was_training_(generator.is_training()) {
+  explicit EvaluationMode(GeneratorImpl& generator)
+      : generator_(generator), was_training_(generator.is_training()) {
     generator_.eval();
   }
   ~EvaluationMode() { generator_.train(was_training_); }
@@ -40,9 +44,17 @@ at::Tensor repeat_rows(const at::Tensor& one, int64_t count) {
   return one.expand(sizes);
 }
 
+// The distinct ids in ascending order, and each row's place among them. Asks the device that the ids lie on.
+std::pair<at::Tensor, at::Tensor> distinct_classes(const at::Tensor& ids) {
+  auto [distinct, row_of, counts] = at::_unique2(ids, /*sorted=*/true, /*return_inverse=*/true);
+  return {distinct, row_of};
+}
+
 // Step 0 of a plain start: all tokens are masked, so a row is fixed by its condition alone.
 Forward forward_plain(GeneratorImpl& generator, const SamplerStart& start, bool guided) {
-  const auto [distinct, row_of, counts] = at::_unique2(start.condition, /*sorted=*/true, /*return_inverse=*/true);
+  const SamplerStart::Classes& known = start.classes;
+  const auto [distinct, row_of] = known.of.is_same(start.condition) ? std::pair(known.distinct, known.row_of)
+                                                                    : distinct_classes(start.condition);
   const at::Tensor conditions = guided ? at::cat({distinct, start.empty}) : distinct;
   const int64_t rows = conditions.size(0), kinds = distinct.size(0), b = start.tokens.size(0);
   const at::Tensor features = generator.features(repeat_rows(start.tokens.narrow(0, 0, 1), rows), conditions);
@@ -65,7 +77,8 @@ Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::T
   } else {
     // The head runs only where tokens are hidden; decode_step does not read the other rows.
     const at::Tensor hidden = at::nonzero(all_tokens.view({-1}) == generator.mask_id()).squeeze(1);
-    const at::Tensor rows = generator.logits(features.reshape({-1, features.size(2)}).index_select(0, hidden));
+    const at::Tensor rows =
+        generator.logits(features.reshape({-1, features.size(2)}).index_select(0, hidden));
     logits = at::empty({all_tokens.size(0) * n, v}, rows.options());
     logits.index_copy_(0, hidden, rows);
     logits = logits.view({all_tokens.size(0), n, v});
@@ -75,18 +88,37 @@ Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::T
   return out;
 }
 
+constexpr const char* kBadLogit =
+    "a logit is not a number: the generator's weights are damaged, or too large for this dtype or guidance";
+
+// A NaN logit is no misuse of the operator, but weights that a person should hear about.
+kernels::DecodeStepResult decode_or_explain(const kernels::DecodeStepInput& input) {
+  try {
+    return kernels::decode_step(input);
+  } catch (const c10::Error& e) {
+    if (std::string_view(e.what_without_backtrace()).find("decode_step: NaN") == std::string_view::npos)
+      throw;
+    throw RunError(kBadLogit);
+  }
+}
+
 }  // namespace
 
 SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
                          const at::Tensor& image_index) {
   const int64_t b = classes.size(0);
-  const auto options = at::TensorOptions().dtype(at::kLong).device(classes.device());
+  const at::Tensor empty = generator.empty_classes(1);
+  const at::Device device = empty.device();
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  const at::Tensor condition = classes.to(device);
+  const auto [distinct, row_of] = distinct_classes(classes);  // where they lie now
   return {.tokens = at::full({b, generator.config().tokens()}, generator.mask_id(), options),
-          .condition = classes,
-          .empty = generator.empty_classes(1),
+          .condition = condition,
+          .empty = empty,
           .seed = at::full({b}, seed, options),
-          .image_index = image_index.to(classes.device()),
-          .plain = true};
+          .image_index = image_index.to(device),
+          .plain = true,
+          .classes = {condition, distinct.to(device), row_of.to(device)}};
 }
 
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
@@ -107,7 +139,7 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
                                            : forward(generator, start, tokens, guided);
     schedule.see_tokens(state.get(), tokens);
     const Action action = schedule.next(state.get(), t, pass.features);
-    const kernels::DecodeStepResult result = kernels::decode_step({
+    const kernels::DecodeStepResult result = decode_or_explain({
         .logits = pass.logits,
         .logits_uncond = pass.logits_uncond,
         .tokens = tokens,
@@ -133,7 +165,7 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
   }
   // On a GPU a step marks what it cannot draw (a NaN logit) instead of asking the host; asked once, here.
   if (proposals.is_cuda() && proposals.numel() > 0 && proposals.max().item<int64_t>() >= generator.mask_id())
-    throw RunError("generate: a logit was not a number; the generator's weights or its input are damaged");
+    throw RunError(kBadLogit);
   return proposals;
 }
 

@@ -1,5 +1,5 @@
-// The one loop over generation steps in the whole program: generation, editing, evaluation, previews and rollouts are
-// this loop with another start, schedule or observer.
+// The one loop over generation steps in the whole program: generation, editing, evaluation, previews and
+// rollouts are this loop with another start, schedule or observer.
 #pragma once
 #include <vector>
 
@@ -15,10 +15,21 @@ struct SamplerStart {
   at::Tensor empty;        // the empty condition: class id (1) i64, or text states (1, S, C)
   at::Tensor seed;         // (B) i64
   at::Tensor image_index;  // (B) i64: a seed and an index are an image, whatever the batch
-  bool plain = false;      // every token is hidden in every sample (then step 0 needs one row per distinct class)
+  bool plain = false;  // every token is hidden in every sample (then step 0 needs one row per distinct class)
+
+  // Which classes `condition` holds, found before the loop so that no step asks a GPU for it. plain_start
+  // fills it in; left empty, or made for another `condition`, the loop looks for itself.
+  struct Classes {
+    at::Tensor of;        // the `condition` that this describes
+    at::Tensor distinct;  // (K) i64, ascending
+    at::Tensor row_of;    // (B) i64: condition[i] = distinct[row_of[i]]
+  };
+  Classes classes = {};
 };
 
-// Plain generation: everything hidden. classes (B) i64 in [0, classes), image indices first, first+1, ...
+// Plain generation: everything hidden. classes (B) i64 in [0, classes), image_index (B) i64; on the CPU or
+// the generator's device, where all of the start lies. Classes that come from the CPU cost a GPU no round
+// trip.
 SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
                          const at::Tensor& image_index);
 
@@ -38,10 +49,11 @@ class SamplerObserver {
   virtual void on_step(const StepView& view) = 0;
 };
 
-// Runs under NoGradGuard (not InferenceMode: what observers keep may enter a backward pass later), the generator in
-// evaluation mode. Returns the final proposals (B, N) i64. Rows through the generator (promise 2): per step B, plus B
-// unconditional ones unless the schedule knows that the guidance is 0; at step 0 of a plain start only one per distinct
-// class, plus one. Throws c10::Error (CPU) or RunError (GPU, at the end) on a NaN logit.
+// Runs under NoGradGuard (not InferenceMode: what observers keep may enter a backward pass later), the
+// generator in evaluation mode. Returns the final proposals (B, N) i64. Rows through the generator (promise
+// 2): per step B, plus B unconditional ones unless the schedule knows that the guidance is 0; at step 0 of a
+// plain start only one per distinct class, plus one. RunError on a NaN logit: at the step it is drawn from,
+// on a GPU at the end.
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
                   const std::vector<SamplerObserver*>& observers = {});
 

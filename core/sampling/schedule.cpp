@@ -9,12 +9,9 @@
 namespace adanat {
 namespace {
 
-constexpr int64_t kMaxSteps = 1000;
-
-void require_steps(int64_t steps) { require(steps >= 1 && steps <= kMaxSteps, "steps", "1..1000", steps); }
-
 double guidance_at(const TableOptions& options, int64_t step, int64_t steps) {
-  return options.guidance_curve == "constant" ? options.guidance : options.guidance * double(step + 1) / double(steps);
+  return options.guidance_curve == "constant" ? options.guidance
+                                              : options.guidance * double(step + 1) / double(steps);
 }
 
 // Ratio and re-mask temperature are 0 at the last step: what is decoded there is every proposal.
@@ -35,11 +32,14 @@ ScheduleTable falling_table(int64_t steps, const TableOptions& options, Ratio ra
   return table;
 }
 
-double cosine_ratio(double done) { return std::cos(std::numbers::pi / 2 * done); }
+double cosine_ratio(double done) {
+  return std::cos(std::numbers::pi / 2 * done);
+}
 
 class TableSchedule : public Schedule {
  public:
-  TableSchedule(std::string name, ScheduleTable table, kernels::RemaskRule rule, std::optional<at::Tensor> priority)
+  TableSchedule(std::string name, ScheduleTable table, kernels::RemaskRule rule,
+                std::optional<at::Tensor> priority)
       : name_(std::move(name)), table_(std::move(table)), rule_(rule), priority_(std::move(priority)) {}
 
   std::string name() const override { return name_; }
@@ -63,7 +63,9 @@ class TableSchedule : public Schedule {
   }
 
   std::optional<at::Tensor> priority() const override { return priority_; }
-  bool takes_table_options() const override { return name_ == "cosine" || name_ == "linear" || name_ == "halton"; }
+  bool takes_table_options() const override {
+    return name_ == "cosine" || name_ == "linear" || name_ == "halton";
+  }
   Json describe() const override { return config_to_json(table_); }
 
  private:
@@ -74,22 +76,6 @@ class TableSchedule : public Schedule {
 };
 
 }  // namespace
-
-void ScheduleTable::validate() const {
-  require_steps(steps);
-  const auto column = [&](const std::vector<double>& values, const char* key, double top) {
-    if (int64_t(values.size()) != steps)
-      throw InputError(cat(key, " has ", values.size(), " entries, but steps is ", steps));
-    for (size_t i = 0; i < values.size(); ++i)
-      if (!(values[i] >= 0 && values[i] <= top))
-        throw InputError(cat(key, "[", i, "] must be in [0, ", top, "], got ", values[i]));
-  };
-  column(mask_ratio, "mask_ratio", 1);
-  column(remask_temperature, "remask_temperature", 1e6);
-  column(sampling_temperature, "sampling_temperature", 1e6);
-  column(guidance, "guidance", 1e6);
-  require(rule == "adanat" || rule == "maskgit", "rule", "adanat or maskgit", rule);
-}
 
 void TableOptions::validate() const {
   require(guidance >= 0 && guidance <= 1e6, "guidance", "in [0, 1e6]", guidance);
@@ -127,10 +113,6 @@ ScheduleTable search_start_table(int64_t steps) {
   return table;
 }
 
-ScheduleTable read_schedule_file(const std::string& path) {
-  return config_from_json<ScheduleTable>(read_json_file(path), path);
-}
-
 std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable table) {
   table.validate();
   const auto rule = table.rule == "adanat" ? kernels::RemaskRule::kAdanat : kernels::RemaskRule::kMaskgit;
@@ -149,7 +131,8 @@ at::Tensor halton_ranks(int64_t grid_height, int64_t grid_width) {
   const int64_t n = grid_height * grid_width;
   at::Tensor ranks = at::full({n}, -1, at::kLong);
   int64_t* rank = ranks.mutable_data_ptr<int64_t>();
-  // The sequence visits every cell, but late ones after many repeats; the bound is far beyond any grid in use.
+  // The sequence visits every cell, but late ones after many repeats; the bound is far beyond any grid in
+  // use.
   int64_t next = 0;
   for (int64_t i = 1; next < n && i < 1000 * n + 1000; ++i) {
     const auto row = int64_t(double(grid_height) * radical_inverse(i, 2));

@@ -7,6 +7,7 @@
 
 #include "core/base/config.h"
 #include "core/sampling/action.h"
+#include "core/sampling/schedule_table.h"
 #include "kernels/decode_step.h"
 
 namespace adanat {
@@ -29,8 +30,8 @@ class Schedule {
   virtual void see_tokens(ScheduleState*, const at::Tensor&) const {}
   // features (B, N, D): of the conditional pass on the current tokens. step in [0, steps()).
   virtual Action next(ScheduleState* state, int64_t step, const at::Tensor& features) const = 0;
-  // The guidance that every sample gets at this step, where it is known before the forward pass. 0 means that no
-  // unconditional row is computed.
+  // The guidance that every sample gets at this step, where it is known before the forward pass. 0 means that
+  // no unconditional row is computed.
   virtual std::optional<double> known_guidance(int64_t step) const = 0;
   // Whether TableOptions shaped it (--guidance and its like); false for tables that bring their own numbers.
   virtual bool takes_table_options() const { return false; }
@@ -38,30 +39,6 @@ class Schedule {
   virtual Json describe() const { return name(); }
   // Rank of each position in the reveal order, (N) i64; only for rule kOrder.
   virtual std::optional<at::Tensor> priority() const { return std::nullopt; }
-};
-
-// A hand-made schedule, one entry per step; also the JSON file of `--schedule FILE.json`.
-struct ScheduleTable {
-  int64_t steps = 0;
-  std::vector<double> mask_ratio;            // share of the hidden-at-start positions masked after the step, [0, 1]
-  std::vector<double> remask_temperature;    // >= 0
-  std::vector<double> sampling_temperature;  // >= 0
-  std::vector<double> guidance;              // >= 0
-  std::string rule = "maskgit";              // "adanat" or "maskgit"
-
-  static constexpr auto fields() {
-    using C = ScheduleTable;
-    return std::tuple{
-        field("steps", &C::steps, "number of steps T, 1..1000"),
-        field("mask_ratio", &C::mask_ratio, "T shares of the hidden positions that stay masked, 0..1"),
-        field("remask_temperature", &C::remask_temperature, "T scales of the noise on the confidence, >= 0"),
-        field("sampling_temperature", &C::sampling_temperature, "T divisors of the logits; <= 1e-4 means argmax"),
-        field("guidance", &C::guidance, "T guidance scales w, >= 0"),
-        field("rule", &C::rule, "re-mask rule: adanat or maskgit"),
-    };
-  }
-  void validate() const;
-  bool operator==(const ScheduleTable&) const = default;
 };
 
 // What the command line may say about a table.
@@ -76,7 +53,8 @@ struct TableOptions {
     return std::tuple{
         field("guidance", &C::guidance, "guidance scale w, >= 0; 0 = none"),
         field("guidance_curve", &C::guidance_curve, "linear: w (t+1)/T at step t; constant: w at every step"),
-        field("temperature", &C::temperature, "re-mask temperature at the start, falling to 0 at the last step, >= 0"),
+        field("temperature", &C::temperature,
+              "re-mask temperature at the start, falling to 0 at the last step, >= 0"),
         field("sampling_temperature", &C::sampling_temperature, "divides the logits of every draw, >= 0"),
     };
   }
@@ -84,8 +62,8 @@ struct TableOptions {
   bool operator==(const TableOptions&) const = default;
 };
 
-// Guidance below this counts as none: it saves the unconditional rows, and changes a logit by less than a thousandth
-// of its distance from the unconditional one.
+// Guidance below this counts as none: it saves the unconditional rows, and changes a logit by less than a
+// thousandth of its distance from the unconditional one.
 inline constexpr double kNoGuidanceBelow = 1e-3;
 
 // MaskGIT's cosine: ratio cos(pi/2 (t+1)/T), temperature tau (1-(t+1)/T), rule maskgit, last ratio 0.
@@ -96,24 +74,22 @@ ScheduleTable linear_table(int64_t steps, const TableOptions& options);
 ScheduleTable autonat_table(int64_t steps);
 // Where AutoNAT's search starts: cosine ratios, temperatures 1-t/T, sampling temperature 1, guidance (t+1)/T.
 ScheduleTable search_start_table(int64_t steps);
-// InputError naming file and key.
-ScheduleTable read_schedule_file(const std::string& path);
 
 std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable table);
 
-// Positions in the order of a 2-D Halton sequence: cells (floor(h r2(i)), floor(w r3(i))), i = 1, 2, ..., first visits
-// in order (Halton-MaskGIT, ICLR 2025). Returns the rank of each position, row-major, (h*w) i64.
+// Positions in the order of a 2-D Halton sequence: cells (floor(h r2(i)), floor(w r3(i))), i = 1, 2, ...,
+// first visits in order (Halton-MaskGIT, ICLR 2025). Returns the rank of each position, row-major, (h*w) i64.
 at::Tensor halton_ranks(int64_t grid_height, int64_t grid_width);
 // Tokens revealed after 0-based step t of T by Halton-MaskGIT: max(t+1, floor(N (1 - 2/pi acos((t+1)/T)))).
 int64_t halton_revealed(int64_t step, int64_t steps, int64_t tokens);
-// Rule kOrder over halton_ranks, with guidance and sampling temperature of the options (the re-mask temperature has no
-// meaning there).
+// Rule kOrder over halton_ranks, with guidance and sampling temperature of the options (the re-mask
+// temperature has no meaning there).
 std::unique_ptr<Schedule> make_halton_schedule(int64_t steps, int64_t grid_height, int64_t grid_width,
                                                const TableOptions& options);
 
 // "cosine", "linear", "autonat", "halton", or the path of a JSON file (anything that ends in .json).
-// `steps` 0 = not given (then only a file says its own). InputError for unknown names and steps that a file or the
-// AutoNAT table contradicts.
+// `steps` 0 = not given (then only a file says its own). InputError for unknown names and steps that a file
+// or the AutoNAT table contradicts.
 std::unique_ptr<Schedule> make_schedule(const std::string& name, int64_t steps, const TableOptions& options,
                                         int64_t grid_height, int64_t grid_width);
 

@@ -7,7 +7,9 @@
 
 namespace adanat {
 
-void EmaConfig::validate() const { require(decay >= 0 && decay < 1, "decay", "in [0, 1)", decay); }
+void EmaConfig::validate() const {
+  require(decay >= 0 && decay < 1, "decay", "in [0, 1)", decay);
+}
 
 Ema::Ema(const NamedTensors& parameters, EmaConfig config) : parameters_(parameters), config_(config) {
   for (const auto& [name, parameter] : parameters_) averages_.emplace_back(name, parameter.detach().clone());
@@ -44,7 +46,8 @@ void Ema::load(const TensorMap& in, const std::string& prefix, const std::string
     const auto it = in.find(prefix + name);
     if (it == in.end()) throw InputError(cat(where, ": lacks the averaged weight ", prefix, name));
     if (it->second.sizes() != average.sizes())
-      throw InputError(cat(where, ": ", prefix, name, " has shape ", it->second.sizes(), ", wanted ", average.sizes()));
+      throw InputError(
+          cat(where, ": ", prefix, name, " has shape ", it->second.sizes(), ", wanted ", average.sizes()));
     average.copy_(it->second);
   }
 }

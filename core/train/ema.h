@@ -13,7 +13,8 @@ struct EmaConfig {
   static constexpr auto fields() {
     return std::tuple{
         field("decay", &EmaConfig::decay, "share of the old average kept at each update, [0, 1)"),
-        field("ramp", &EmaConfig::ramp, "use min(decay, (1+s)/(10+s)) at update s, so that short runs leave the start"),
+        field("ramp", &EmaConfig::ramp,
+              "use min(decay, (1+s)/(10+s)) at update s, so that short runs leave the start"),
     };
   }
   void validate() const;

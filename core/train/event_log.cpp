@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <bit>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -19,7 +19,8 @@ namespace adanat {
 namespace fs = std::filesystem;
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "fixed-width fields are written as they lie in memory");
+static_assert(std::endian::native == std::endian::little,
+              "fixed-width fields are written as they lie in memory");
 
 // --- CRC-32C (Castagnoli), and the mask that TFRecord puts over it ---
 
@@ -33,7 +34,8 @@ constexpr std::array<uint32_t, 256> make_crc_table() {
   return table;
 }
 
-// --- The four wire types of protobuf that are needed; field numbers from tensorflow's event.proto and summary.proto ---
+// --- The four wire types of protobuf that are needed; field numbers from tensorflow's event.proto and
+// summary.proto ---
 
 void put_varint(std::string& out, uint64_t value) {
   for (; value >= 0x80; value >>= 7) out.push_back(char(value | 0x80));
@@ -63,7 +65,8 @@ double unix_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-// Event { double wall_time = 1; int64 step = 2; string file_version = 3; Summary summary = 5; SessionLog session_log = 7; }
+// Event { double wall_time = 1; int64 step = 2; string file_version = 3; Summary summary = 5; SessionLog
+// session_log = 7; }
 std::string event(double time, int64_t step, int field, const std::string& payload) {
   std::string out;
   put_fixed(out, 1, time);
@@ -101,8 +104,9 @@ class Appender {
       if (written < 0) {
         const int error = errno;
         pending_.clear();  // the destructor must not try again
-        throw RunError(cat(path_.string(), error == ENOSPC ? ": no space left on device; free some space and resume"
-                                                           : cat(": cannot write: ", std::strerror(error))));
+        throw RunError(cat(path_.string(), error == ENOSPC
+                                               ? ": no space left on device; free some space and resume"
+                                               : cat(": cannot write: ", std::strerror(error))));
       }
       done += size_t(written);
     }
@@ -115,8 +119,8 @@ class Appender {
   std::string pending_;
 };
 
-// Keeps the lines whose step is below first_step. A line that is no such object (the last one of a run that was killed
-// in the middle of it) goes too.
+// Keeps the lines whose step is below first_step. A line that is no such object (the last one of a run that
+// was killed in the middle of it) goes too.
 void truncate_log(const fs::path& path, int64_t first_step) {
   const std::string text = read_file(path);
   std::string kept;
@@ -149,7 +153,8 @@ std::string tfrecord(const std::string& bytes) {
   const uint64_t length = bytes.size();
   std::string out(12, '\0');
   std::memcpy(out.data(), &length, 8);
-  const uint32_t length_crc = masked(crc32c(&length, 8)), data_crc = masked(crc32c(bytes.data(), bytes.size()));
+  const uint32_t length_crc = masked(crc32c(&length, 8)),
+                 data_crc = masked(crc32c(bytes.data(), bytes.size()));
   std::memcpy(out.data() + 8, &length_crc, 4);
   out += bytes;
   out.append(reinterpret_cast<const char*>(&data_crc), 4);
@@ -159,7 +164,9 @@ std::string tfrecord(const std::string& bytes) {
 struct EventLog::State {
   Appender lines, events;
 
-  void summary(double time, int64_t step, const std::string& values) { events.add(tfrecord(event(time, step, 5, values))); }
+  void summary(double time, int64_t step, const std::string& values) {
+    events.add(tfrecord(event(time, step, 5, values)));
+  }
 };
 
 EventLog::EventLog(const fs::path& folder, int64_t first_step) : state_(std::make_unique<State>()) {
@@ -212,7 +219,8 @@ void EventLog::scalars(int64_t step, const std::string& kind, const Scalars& val
   state_->summary(time, step, summary);
 }
 
-// Image { int32 height = 1; int32 width = 2; int32 colorspace = 3 (3 = RGB); bytes encoded_image_string = 4; }
+// Image { int32 height = 1; int32 width = 2; int32 colorspace = 3 (3 = RGB); bytes encoded_image_string = 4;
+// }
 void EventLog::image(int64_t step, const std::string& tag, const Image& picture) {
   std::string image, value, summary;
   put_int(image, 1, picture.height);

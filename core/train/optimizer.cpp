@@ -33,7 +33,8 @@ double learning_rate_at(const OptimizerConfig& config, int64_t update, int64_t t
   if (config.schedule == "constant") return config.learning_rate;
   const double span = std::max<double>(1, double(total - config.warmup));
   const double done = std::min(1.0, double(update - config.warmup) / span);
-  const double ratio = config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + std::cos(std::numbers::pi * done));
+  const double ratio =
+      config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + std::cos(std::numbers::pi * done));
   return config.learning_rate * ratio;
 }
 
@@ -68,8 +69,9 @@ at::Tensor Optimizer::step(double learning_rate) {
     const at::Tensor scale = (config_.clip / (norm + 1e-6)).clamp_max(1.0);
     for (at::Tensor& gradient : gradients) gradient.mul_(scale);
   }
-  at::_fused_adamw_(parameters, gradients, exp_avgs, exp_avg_sqs, /*max_exp_avg_sqs=*/{}, steps, learning_rate,
-                    config_.beta1, config_.beta2, config_.weight_decay, config_.epsilon, /*amsgrad=*/false,
+  at::_fused_adamw_(parameters, gradients, exp_avgs, exp_avg_sqs, /*max_exp_avg_sqs=*/{}, steps,
+                    learning_rate, config_.beta1, config_.beta2, config_.weight_decay, config_.epsilon,
+                    /*amsgrad=*/false,
                     /*maximize=*/false);
   zero_grad();
   return norm;
@@ -96,7 +98,8 @@ void Optimizer::load(const TensorMap& in, const std::string& prefix, const std::
       const auto it = in.find(base + tail);
       if (it == in.end()) throw InputError(cat(where, ": lacks the optimizer's tensor ", base, tail));
       if (it->second.sizes() != into.sizes())
-        throw InputError(cat(where, ": ", base, tail, " has shape ", it->second.sizes(), ", wanted ", into.sizes()));
+        throw InputError(
+            cat(where, ": ", base, tail, " has shape ", it->second.sizes(), ", wanted ", into.sizes()));
       into.copy_(it->second);
     };
     load_one(".exp_avg", moments_[i].exp_avg);

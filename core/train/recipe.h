@@ -38,10 +38,18 @@ struct LoopConfig {
   bool operator==(const LoopConfig&) const = default;
 };
 
-// Means over the log interval are taken of each value; 0-d tensors, so that a GPU is asked only at a log line.
+// Means over the log interval are taken of each value; 0-d tensors, so that a GPU is asked only at a log
+// line.
 struct StepReport {
   std::vector<std::pair<std::string, at::Tensor>> values;
   int64_t images = 0;  // images (or token rows) this update has seen
+};
+
+// How the data has fared so far.
+struct DataHealth {
+  int64_t steps_per_pass = 0;  // updates in which every image comes up once; 0 = nothing can be broken
+  int64_t images = 0;          // in the data set
+  int64_t broken = 0;          // met so far, and skipped
 };
 
 struct NamedImage {
@@ -70,6 +78,15 @@ class Recipe {
   virtual void write_model(const std::filesystem::path& folder) = 0;
   // Seconds spent waiting for data so far.
   virtual double data_wait_seconds() const { return 0; }
+  virtual DataHealth data_health() const { return {}; }
+
+  // "float32", "bfloat16" or "auto" (core/train/precision.h); what a recipe does not choose is float32. The
+  // loop settles "auto" before the first step by timing both; config() echoes what is in force.
+  virtual std::string dtype() const { return "float32"; }
+  virtual void set_dtype(const std::string&) {}
+  // First steps of the phases whose updates cost differently (0 and the start of an adversarial loss, say),
+  // ascending.
+  virtual std::vector<int64_t> phases() const { return {0}; }
 };
 
 }  // namespace adanat

@@ -1,7 +1,6 @@
 #include "core/train/trainer.h"
 
-#include <ATen/Context.h>
-#include <ATen/core/Generator.h>
+#include <c10/util/Exception.h>
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -15,6 +14,9 @@
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"
+#include "core/train/finite.h"
+#include "core/train/precision.h"
+#include "core/train/random_state.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
@@ -30,14 +32,14 @@ void LoopConfig::validate() const {
 
 namespace {
 
-constexpr const char* kRngKey = "rng.cpu";
 constexpr const char* kStateFile = "state.safetensors";
 
 void make_folder(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error == std::errc::no_space_on_device)
-    throw RunError(cat(path.string(), ": cannot make this folder: no space left on device; free some and --resume"));
+    throw RunError(
+        cat(path.string(), ": cannot make this folder: no space left on device; free some and --resume"));
   if (error) throw InputError(cat(path.string(), ": cannot make this folder: ", error.message()));
 }
 
@@ -73,12 +75,13 @@ std::vector<fs::path> checkpoints_in(const fs::path& out) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(out / "checkpoints", error))
     if (step_of(entry.path()) >= 0 && is_whole(entry.path() / kStateFile)) found.push_back(entry.path());
-  std::sort(found.begin(), found.end(), [](const fs::path& a, const fs::path& b) { return step_of(a) < step_of(b); });
+  std::sort(found.begin(), found.end(),
+            [](const fs::path& a, const fs::path& b) { return step_of(a) < step_of(b); });
   return found;
 }
 
-// A folder appears under its final name only when all of it is on disk. Where one stood there before, the two change
-// places in one step, so that the name always leads to a whole folder.
+// A folder appears under its final name only when all of it is on disk. Where one stood there before, the two
+// change places in one step, so that the name always leads to a whole folder.
 template <class Fill>
 void write_folder(const fs::path& final_name, Fill fill) {
   const fs::path fresh = final_name.string() + ".tmp";
@@ -103,39 +106,10 @@ void write_folder(const fs::path& final_name, Fill fill) {
   fs::remove_all(fresh);
 }
 
-void save_checkpoint(const Recipe& recipe, const fs::path& out, int64_t step) {
-  make_folder(out / "checkpoints");
-  write_folder(out / "checkpoints" / cat("step-", step), [&](const fs::path& folder) {
-    TensorMap tensors;
-    recipe.save(tensors);
-    tensors[kRngKey] = at::globalContext().defaultGenerator(at::kCPU).get_state();
-    write_tensors(folder / kStateFile, tensors,
-                  {{"recipe", recipe.name()}, {"step", std::to_string(step)}, {"version", ADANAT_VERSION}});
-  });
-  auto all = checkpoints_in(out);
-  for (size_t i = 0; i + size_t(recipe.loop().keep_checkpoints) < all.size(); ++i) fs::remove_all(all[i]);
-}
-
-int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
-  Metadata metadata;
-  const fs::path file = folder / kStateFile;
-  TensorMap tensors = read_tensors(file, &metadata);
-  if (metadata["recipe"] != recipe.name())
-    throw InputError(cat(file.string(), ": is a checkpoint of a ", metadata["recipe"], ", not of a ", recipe.name()));
-  const auto rng = tensors.find(kRngKey);
-  if (rng == tensors.end()) throw InputError(cat(file.string(), ": lacks the random state ", kRngKey));
-  at::Generator generator = at::globalContext().defaultGenerator(at::kCPU);
-  if (rng->second.scalar_type() != at::kByte || rng->second.sizes() != generator.get_state().sizes())
-    throw InputError(cat(file.string(), ": ", kRngKey, " is not a random state of this program"));
-  generator.set_state(rng->second.clone());
-  tensors.erase(rng);
-  recipe.load(tensors, file.string());
-  return step_of(folder);
-}
-
 // Parts of config.json that a resumed run may change: longer runs, other intervals, moved data.
 bool may_differ(const std::string& path, const std::string& key) {
-  return path.empty() && (key == "loop" || key == "run" || key == "data" || key == "held_out");
+  return path.empty() &&
+         (key == "loop" || key == "run" || key == "data" || key == "held_out" || key == "features");
 }
 
 // The first key where the two differ, "" if none.
@@ -156,19 +130,144 @@ std::string first_difference(const Json& a, const Json& b, const std::string& pa
   return a == b ? "" : path;
 }
 
-void prepare_out(const Recipe& recipe, const fs::path& out, bool resume, const Json& run_info) {
+void save_checkpoint(const Recipe& recipe, const fs::path& out, int64_t step) {
+  make_folder(out / "checkpoints");
+  write_folder(out / "checkpoints" / cat("step-", step), [&](const fs::path& folder) {
+    TensorMap tensors;
+    recipe.save(tensors);
+    save_random_state(tensors);
+    write_tensors(folder / kStateFile, tensors,
+                  {{"recipe", recipe.name()},
+                   {"step", std::to_string(step)},
+                   {"config", recipe.config().dump()},
+                   {"version", ADANAT_VERSION}});
+  });
+  auto all = checkpoints_in(out);
+  for (size_t i = 0; i + size_t(recipe.loop().keep_checkpoints) < all.size(); ++i) fs::remove_all(all[i]);
+}
+
+int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
+  Metadata metadata;
+  const fs::path file = folder / kStateFile;
+  TensorMap tensors = read_tensors(file, &metadata);
+  if (metadata["recipe"] != recipe.name())
+    throw InputError(
+        cat(file.string(), ": is a checkpoint of a ", metadata["recipe"], ", not of a ", recipe.name()));
+  const int64_t step = step_of(folder);
+  if (metadata["step"] != std::to_string(step))
+    throw InputError(cat(file.string(), ": was saved after step ", metadata["step"], ", but its folder says ",
+                         step, "; give the folder its own name back, or remove it"));
+  // config.json was compared already: it and the checkpoint may have parted since (one was edited, or
+  // copied).
+  const std::string differs =
+      first_difference(parse_json(metadata["config"], file.string() + ": config"), recipe.config(), "");
+  if (!differs.empty())
+    throw InputError(
+        cat(file.string(), ": was saved by a run with another ", differs,
+            "; config.json beside it contradicts it: put the right one back, or start a new --out"));
+  load_random_state(tensors, file.string());
+  std::erase_if(tensors, [](const auto& item) { return is_random_state(item.first); });
+  recipe.load(tensors, file.string());
+  return step;
+}
+
+// config.json of a run that goes on; an empty object where nothing has begun.
+Json stored_config(const fs::path& file, bool begun) {
+  if (!fs::exists(file) && begun)
+    throw InputError(cat(file.string(),
+                         ": is missing, so nothing says how this run was begun; put it back, or start a "
+                         "new --out"));
+  Json stored = fs::exists(file) ? read_json_file(file.string()) : Json::object();
+  if (!stored.is_object())
+    throw InputError(cat(file.string(), ": must hold one JSON object; put the right one back"));
+  return stored;
+}
+
+// What was stored stays in force, else "auto" is decided by timing. Returns the timings, null where there
+// were none.
+Json settle_dtype(Recipe& recipe, const Json& stored) {
+  if (recipe.dtype() != "auto") return nullptr;
+  if (const auto it = stored.find("dtype"); it != stored.end() && (*it == "float32" || *it == "bfloat16")) {
+    recipe.set_dtype(it->get<std::string>());
+    return nullptr;
+  }
+  const DtypeChoice choice = choose_dtype(recipe);
+  char seconds[96];
+  std::snprintf(seconds, sizeof seconds, "%.4g s in float32, %.4g s with bfloat16", choice.float32_seconds,
+                choice.bfloat16_seconds);
+  note(cat("an update takes ", seconds, ": training in ", choice.dtype));
+  return {{"float32_seconds", choice.float32_seconds}, {"bfloat16_seconds", choice.bfloat16_seconds}};
+}
+
+// Checks or makes the folder, settles the precision, loads the newest checkpoint and writes config.json.
+// Returns how many steps are done; `timings` is what settle_dtype gives.
+int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_info, Json& timings) {
   check_run_folder(out, resume);
   make_folder(out);
-  const fs::path config_file = out / "config.json";
-  if (resume && fs::exists(config_file)) {
-    const std::string differs = first_difference(read_json_file(config_file.string()), recipe.config(), "");
-    if (!differs.empty())
-      throw InputError(cat(config_file.string(), ": this run was begun with another ", differs,
-                           "; give the same config, or start a new --out"));
+  const fs::path config_file = out / "config.json", checkpoint = resume ? newest_checkpoint(out) : fs::path();
+  if (resume && checkpoint.empty() && fs::exists(out / "model"))
+    throw InputError(
+        cat(out.string(), ": holds a model but no whole checkpoint to go on from; choose another --out"));
+  const Json stored = resume ? stored_config(config_file, !checkpoint.empty()) : Json::object();
+  timings = settle_dtype(recipe, stored);
+  const std::string differs = stored.empty() ? "" : first_difference(stored, recipe.config(), "");
+  if (!differs.empty())
+    throw InputError(cat(config_file.string(), ": this run was begun with another ", differs,
+                         "; give the same config, or start a new --out"));
+  int64_t start = 0;
+  if (!checkpoint.empty()) {
+    start = load_checkpoint(recipe, checkpoint);
+    note(cat("resumed ", recipe.name(), " from ", checkpoint.string()));
+  } else if (resume) {
+    note(cat(out.string(), " holds no checkpoint yet: starting from the beginning"));
   }
   Json resolved = recipe.config();
+  if (!timings.is_null())
+    run_info["dtype_timings"] = timings;
+  else if (stored.contains("run") && stored["run"].contains("dtype_timings"))
+    run_info["dtype_timings"] = stored["run"]["dtype_timings"];
   resolved["run"] = run_info;
   write_file_atomic(config_file, resolved.dump(2) + "\n");
+  return start;
+}
+
+// Throws before anything is written of weights that are not numbers.
+void check_finite(const Recipe& recipe, const fs::path& out, int64_t step) {
+  TensorMap tensors;
+  recipe.save(tensors);
+  const std::string name = first_non_finite(tensors);
+  if (!name.empty())
+    throw RunError(cat("train ", recipe.name(), ": ", name, " is not finite after step ", step,
+                       "; lower the learning rate or resume from an earlier checkpoint in ", out.string()));
+}
+
+// Measures and draws with the weights as they are. What LibTorch and the operators refuse then (a logit that
+// is not a number, say) comes of weights that are finite still but have run away.
+template <class Work>
+void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work) {
+  try {
+    work();
+  } catch (const c10::Error& e) {
+    const std::string why = e.what_without_backtrace();
+    throw RunError(cat("train ", recipe.name(), ": the weights after step ", step, " give no usable result (",
+                       why.substr(0, why.find('\n')),
+                       "); lower the learning rate or resume from an earlier checkpoint in ", out.string()));
+  }
+}
+
+// The step after which broken images are reported: the end of the first pass over the data, or of the next
+// whole one where the run was resumed within the first; 0 = they were reported before.
+int64_t health_report_step(const Recipe& recipe, int64_t start) {
+  const int64_t pass = recipe.data_health().steps_per_pass;
+  return start >= pass ? 0 : start == 0 ? pass : 2 * pass;
+}
+
+void report_health(const Recipe& recipe, EventLog& log, int64_t step) {
+  const DataHealth health = recipe.data_health();
+  log.scalars(step, "data", {{"images", double(health.images)}, {"broken_images", double(health.broken)}});
+  if (health.broken > 0)
+    warning(
+        cat(health.broken, " of ", health.images, " images cannot be read and are left out of the training"));
 }
 
 // Sums of reported values since the last log line, kept where they were computed.
@@ -210,7 +309,8 @@ std::string brief(const Scalars& scalars) {
   std::string text;
   for (size_t i = 0; i < scalars.size() && i < 4; ++i) {
     char part[96];
-    std::snprintf(part, sizeof part, "%s%s %.4g", i == 0 ? "" : ", ", scalars[i].first.c_str(), scalars[i].second);
+    std::snprintf(part, sizeof part, "%s%s %.4g", i == 0 ? "" : ", ", scalars[i].first.c_str(),
+                  scalars[i].second);
     text += part;
   }
   return text;
@@ -229,9 +329,11 @@ void write_samples(Recipe& recipe, EventLog& log, const fs::path& out, int64_t s
 }  // namespace
 
 void check_run_folder(const fs::path& out, bool resume) {
-  if (fs::exists(out) && !fs::is_directory(out)) throw InputError(cat(out.string(), ": exists and is not a folder"));
+  if (fs::exists(out) && !fs::is_directory(out))
+    throw InputError(cat(out.string(), ": exists and is not a folder"));
   if (!resume && fs::exists(out) && !fs::is_empty(out))
-    throw InputError(cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
+    throw InputError(
+        cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
 }
 
 fs::path newest_checkpoint(const fs::path& out) {
@@ -241,20 +343,15 @@ fs::path newest_checkpoint(const fs::path& out) {
 
 void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& run_info) {
   const LoopConfig& loop = recipe.loop();
-  prepare_out(recipe, out, resume, run_info);
-  int64_t start = 0;
-  if (resume) {
-    const fs::path checkpoint = newest_checkpoint(out);
-    if (checkpoint.empty() && fs::exists(out / "model"))
-      throw InputError(cat(out.string(), ": holds a model but no whole checkpoint to go on from; choose another --out"));
-    if (checkpoint.empty()) {
-      note(cat(out.string(), " holds no checkpoint yet: starting from the beginning"));
-    } else {
-      start = load_checkpoint(recipe, checkpoint);
-      note(cat("resumed ", recipe.name(), " from ", checkpoint.string()));
-    }
-  }
+  Json timings;
+  const int64_t start = begin_run(recipe, out, resume, run_info, timings);
   EventLog log(out, start + 1);  // lines carry the number of finished steps
+  if (!timings.is_null())
+    log.scalars(0, "dtype",
+                {{"float32_seconds", timings["float32_seconds"].get<double>()},
+                 {"bfloat16_seconds", timings["bfloat16_seconds"].get<double>()},
+                 {"bfloat16", recipe.dtype() == "bfloat16" ? 1.0 : 0.0}});
+  const int64_t health_due = health_report_step(recipe, start);
   Progress progress(cat("train ", recipe.name()), loop.steps, "steps", start);
   Averager averager;
   const auto due = [&](int64_t every, int64_t done) { return every > 0 && done % every == 0; };
@@ -273,13 +370,15 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
     const int64_t done = step + 1;
     const bool stopping = interrupt_signal() != 0, last = done == loop.steps;
 
+    const bool saving = due(loop.checkpoint_every, done) || last || stopping;
     // Also before every checkpoint: what is not finite must not replace a good one.
-    if (due(loop.log_every, done) || due(loop.checkpoint_every, done) || last || stopping) {
+    if (due(loop.log_every, done) || saving) {
       Scalars scalars = averager.take();
       for (const auto& [name, value] : scalars)
         if (!std::isfinite(value))
           throw RunError(cat("train ", recipe.name(), ": ", name, " is not finite around step ", done,
-                             "; lower the learning rate or resume from an earlier checkpoint in ", out.string()));
+                             "; lower the learning rate or resume from an earlier checkpoint in ",
+                             out.string()));
       const double now = monotonic_seconds(), seconds = now - interval_began;
       latest = brief(scalars);
       scalars.emplace_back("images_per_second", seconds > 0 ? double(images) / seconds : 0);
@@ -290,6 +389,10 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
       interval_began = now, wait_before = recipe.data_wait_seconds(), images = 0;
     }
     progress.update(done, latest);
+    if (saving || due(loop.evaluate_every, done) || due(loop.sample_every, done))
+      check_finite(recipe, out, done);
+    if (health_due > 0 && (done == health_due || (last && done < health_due)))
+      report_health(recipe, log, done);
     if (stopping) {
       save_all(done);
       note(cat("stopped after step ", done, "; go on with --resume"));
@@ -297,18 +400,21 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
     }
     const double pause = monotonic_seconds();
     if (due(loop.evaluate_every, done) || last) {
-      const Scalars measured = recipe.evaluate();
+      Scalars measured;
+      use_weights(recipe, out, done, [&] { measured = recipe.evaluate(); });
       if (!measured.empty()) {
         log.scalars(done, "evaluate", measured);
         note(cat("step ", done, ": ", brief(measured)));
       }
     }
-    if (due(loop.sample_every, done) || last) write_samples(recipe, log, out, done);
+    if (due(loop.sample_every, done) || last)
+      use_weights(recipe, out, done, [&] { write_samples(recipe, log, out, done); });
     if (due(loop.checkpoint_every, done) || last) save_all(done);
     log.flush();
     interval_began += monotonic_seconds() - pause;  // images per second are of the updates alone
   }
   if (start >= loop.steps) {
+    check_finite(recipe, out, start);
     // The last run may have been cut off between its checkpoint and its model.
     write_folder(out / "model", [&](const fs::path& folder) { recipe.write_model(folder); });
     note(cat(out.string(), ": all ", loop.steps, " steps are done already"));

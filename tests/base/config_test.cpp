@@ -52,10 +52,12 @@ TEST(Config, ErrorsNameFileKeyAndValue) {
   EXPECT_NE(error_of(R"({"inner":{"x":1}})").find("unknown key \"inner.x\""), std::string::npos);
   EXPECT_EQ(error_of(R"({"steps":8.7})"), "f.json: steps must be an integer, got 8.7");
   EXPECT_EQ(error_of(R"({"steps":"8"})"), "f.json: steps must be an integer, got \"8\"");
-  EXPECT_EQ(error_of(R"({"steps":18446744073709551615})"), "f.json: steps must be a 64-bit integer, got 18446744073709551615");
+  EXPECT_EQ(error_of(R"({"steps":18446744073709551615})"),
+            "f.json: steps must be a 64-bit integer, got 18446744073709551615");
   EXPECT_EQ(error_of(R"({"on":1})"), "f.json: on must be true or false, got 1");
   EXPECT_EQ(error_of(R"({"inner":3})"), "f.json: inner must be an object, got 3");
-  EXPECT_EQ(error_of(R"({"inner":{"sizes":[1,"a"]}})"), "f.json: inner.sizes[1] must be an integer, got \"a\"");
+  EXPECT_EQ(error_of(R"({"inner":{"sizes":[1,"a"]}})"),
+            "f.json: inner.sizes[1] must be an integer, got \"a\"");
   EXPECT_EQ(error_of(R"({"steps":0})"), "f.json: steps must be >= 1, got 0");
   EXPECT_EQ(error_of(R"({"inner":{"ratio":2}})"), "f.json: ratio must be in [0, 1], got 2");
   EXPECT_EQ(error_of(R"({"steps":1,"steps":2})"), "f.json: key \"steps\" stands twice in one object");
@@ -74,12 +76,14 @@ TEST(Config, Overrides) {
   EXPECT_EQ(c.name, "a=b");
   EXPECT_EQ(c.inner.sizes, (std::vector<int64_t>{7, 8}));
   EXPECT_TRUE(c.on);
-  for (const char* bad : {"", "x", "=1", "a..b=1", "name.x=1"}) EXPECT_THROW(apply_override(j, bad), InputError) << bad;
+  for (const char* bad : {"", "x", "=1", "a..b=1", "name.x=1"})
+    EXPECT_THROW(apply_override(j, bad), InputError) << bad;
 }
 
 TEST(Config, HelpNamesEveryKey) {
   const std::string help = config_help<Outer>();
-  for (const char* key : {"steps = 8", "name = \"x\"", "on = false", "inner.ratio = 0.5", "inner.sizes = [1,2]"})
+  for (const char* key :
+       {"steps = 8", "name = \"x\"", "on = false", "inner.ratio = 0.5", "inner.sizes = [1,2]"})
     EXPECT_NE(help.find(key), std::string::npos) << key;
 }
 

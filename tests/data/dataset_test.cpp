@@ -22,14 +22,16 @@ Names items_of(const ImageDataset& dataset) {
   Names out;
   for (int64_t i = 0; i < dataset.size(); ++i) {
     const std::string name = dataset.item_name(i);
-    out.push_back(dataset.class_names()[static_cast<size_t>(dataset.label(i))] + "/" + name.substr(name.rfind('/') + 1));
+    out.push_back(dataset.class_names()[static_cast<size_t>(dataset.label(i))] + "/" +
+                  name.substr(name.rfind('/') + 1));
   }
   return out;
 }
 
 TEST(FolderDatasetTest, ClassIsTheFolder) {
   const TempDir dir;
-  for (const char* name : {"dog/b.png", "dog/a.png", "cat/z.png", "cat/deep/er/y.png"}) put_file(dir / name, png_bytes(3, 2, 7));
+  for (const char* name : {"dog/b.png", "dog/a.png", "cat/z.png", "cat/deep/er/y.png"})
+    put_file(dir / name, png_bytes(3, 2, 7));
   put_file(dir / "README.txt", "beside the classes: ignored");
   put_file(dir / "cat/.hidden.png", "x");
   put_file(dir / ".git/x.png", "x");
@@ -43,7 +45,8 @@ TEST(FolderDatasetTest, ClassIsTheFolder) {
 
 TEST(FolderDatasetTest, IntegerNamesSortByValue) {
   const TempDir dir;
-  for (const char* name : {"10/a.png", "9/a.png", "2/a.png", "0/a.png"}) put_file(dir / name, png_bytes(2, 2, 0));
+  for (const char* name : {"10/a.png", "9/a.png", "2/a.png", "0/a.png"})
+    put_file(dir / name, png_bytes(2, 2, 0));
   EXPECT_EQ(open_dataset(dir.path())->class_names(), (Names{"0", "2", "9", "10"}));
   // Files stay in the order of their names as text.
   EXPECT_EQ(items_of(*open_dataset(dir.path())), (Names{"0/a.png", "10/a.png", "2/a.png", "9/a.png"}));
@@ -73,7 +76,8 @@ TEST(FolderDatasetTest, FilesThatAreNoImagesAreItems) {
 
 TEST(FolderDatasetTest, Splits) {
   const TempDir dir;
-  for (const char* name : {"wrap/train/cat/1.png", "wrap/train/dog/2.png", "wrap/test/dog/3.png", "wrap/test/emu/4.png", "wrap/LICENSE"})
+  for (const char* name : {"wrap/train/cat/1.png", "wrap/train/dog/2.png", "wrap/test/dog/3.png",
+                           "wrap/test/emu/4.png", "wrap/LICENSE"})
     put_file(dir / name, png_bytes(2, 2, 0));
   const std::string path = (dir / "wrap").string();
   const Names classes = {"cat", "dog", "emu"};
@@ -169,7 +173,8 @@ TEST(DatasetRangeTest, HalfOpenAndChecked) {
 TEST(TarDatasetTest, SameAsTheFolder) {
   const TempDir dir;
   std::string archive;
-  for (const char* name : {"top/train/b/2.png", "top/train/a/1.png", "top/train/a/._1.png", "top/test/b/3.png"})
+  for (const char* name :
+       {"top/train/b/2.png", "top/train/a/1.png", "top/train/a/._1.png", "top/test/b/3.png"})
     archive += tar_entry(name, png_bytes(4, 4, static_cast<uint8_t>(name[12])));
   archive = tar_entry("top/", "", '5') + archive + tar_end();
   put_file(dir / "d.tar", archive);
@@ -210,12 +215,14 @@ TEST(MnistDatasetTest, WrongSizes) {
   const TempDir dir;
   const auto images = dir / "train-images-idx3-ubyte", labels = dir / "train-labels-idx1-ubyte";
   const std::string good_images = testing::idx_images(7, 4), good_labels = testing::idx_labels(7);
-  const auto refuse = [&](const std::string& image_bytes, const std::string& label_bytes, const char* message) {
+  const auto refuse = [&](const std::string& image_bytes, const std::string& label_bytes,
+                          const char* message) {
     put_file(images, image_bytes);
     put_file(labels, label_bytes);
     expect_input_error([&] { open_dataset(images); }, {message}, message);
   };
-  refuse(good_images.substr(0, good_images.size() - 1), good_labels, "112 bytes of values, but there are 111");
+  refuse(good_images.substr(0, good_images.size() - 1), good_labels,
+         "112 bytes of values, but there are 111");
   refuse(good_images + "x", good_labels, "but there are 113");
   refuse(good_images.substr(0, 10), good_labels, "no idx file");
   refuse(good_images, testing::idx_labels(6), "7 images, but");
@@ -240,13 +247,17 @@ TEST(CifarDatasetTest, TenAndHundred) {
   EXPECT_NE(ten->item_name(2).find("data_batch_2.bin: image 0"), std::string::npos);
   const Image image = ten->image(1);
   EXPECT_EQ(image.width, 32);
-  EXPECT_EQ((std::vector<uint8_t>{image.rgb[0], image.rgb[1], image.rgb[2]}), (std::vector<uint8_t>{1, 2, 3}));
+  EXPECT_EQ((std::vector<uint8_t>{image.rgb[0], image.rgb[1], image.rgb[2]}),
+            (std::vector<uint8_t>{1, 2, 3}));
   EXPECT_EQ(open_dataset(dir / "ten", "test")->label(0), 2);
   EXPECT_EQ(open_dataset(dir / "ten/test_batch.bin")->size(), 1);
 
-  put_file(dir / "ten/batches.meta.txt", "airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n");
+  put_file(dir / "ten/batches.meta.txt",
+           "airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n");
   EXPECT_EQ(open_dataset(dir / "ten")->class_names()[3], "cat");
-  put_file(dir / "c.tar.gz", gzip(tar_entry("cifar-10-batches-bin/test_batch.bin", testing::cifar_records(L{"\x05"})) + tar_end()));
+  put_file(
+      dir / "c.tar.gz",
+      gzip(tar_entry("cifar-10-batches-bin/test_batch.bin", testing::cifar_records(L{"\x05"})) + tar_end()));
   EXPECT_EQ(open_dataset(dir / "c.tar.gz")->label(0), 5);
 
   put_file(dir / "hundred/train.bin", testing::cifar_records(L{"\x01\x63", "\x02\x07"}));
@@ -294,6 +305,42 @@ TEST(SharedDataTest, Mnist) {
   EXPECT_EQ(dataset->label(0), 7);  // the well-known first test digits: 7 2 1 0 4
   EXPECT_EQ(dataset->label(4), 4);
   EXPECT_EQ(dataset->image(0).width, 28);
+}
+
+TEST(DatasetBombs, NothingBeyondThePromiseIsInflated) {
+  const testing::TempDir dir;
+  const std::string zeros(size_t{70} << 20, '\0');
+  put_file(dir / "a/train-labels-idx1-ubyte", testing::idx_labels(7));
+  put_file(dir / "a/train-images-idx3-ubyte.gz", gzip(testing::idx_images(7, 4) + zeros));
+  expect_input_error([&] { open_dataset(dir / "a"); },
+                     {"train-images-idx3-ubyte.gz", "more than the 128 bytes"});
+  // The largest promise of all, in a file of some bytes.
+  put_file(dir / "a/train-images-idx3-ubyte.gz",
+           gzip(testing::big_endian({0x803, 0xffffffff, 0xffffffff, 0xffffffff}) + "abc"));
+  expect_input_error([&] { open_dataset(dir / "a"); },
+                     {"train-images-idx3-ubyte.gz", "cut short or damaged"});
+  put_file(dir / "a/train-images-idx3-ubyte.gz", gzip(testing::big_endian({0x803, 1, 65535, 65535}) + "abc"));
+  expect_input_error([&] { open_dataset(dir / "a"); }, {"its header says 4294836225 bytes", "compressed"});
+  // An archive promises nothing; what no pictures shrink to is refused.
+  put_file(dir / "b.tar.gz", gzip(zeros));
+  expect_input_error([&] { open_dataset(dir / "b.tar.gz"); }, {"b.tar.gz", "more than the 67108864 bytes"});
+}
+
+TEST(DatasetNames, ThatCannotBeStoredAreRefused) {
+  for (const char* name : {"caf\xe9", "two\nlines", "bell\a",
+                           "\xc2\x9b"
+                           "c1"}) {
+    const testing::TempDir dir;
+    put_file(dir / name / "1.png", testing::png_bytes(8, 8, 0));
+    put_file(dir / "good" / "1.png", testing::png_bytes(8, 8, 0));
+    expect_input_error([&] { open_dataset(dir.path()); }, {"the class \"", "rename it"}, name);
+  }
+  const testing::TempDir dir;
+  put_file(dir / "caf\xc3\xa9" / "1.png", testing::png_bytes(8, 8, 0));
+  put_file(dir / "two words" / "1.png", testing::png_bytes(8, 8, 0));
+  EXPECT_EQ(open_dataset(dir.path())->class_names(), (std::vector<std::string>{"caf\xc3\xa9", "two words"}));
+  put_file(dir / "bad\xff" / "x" / "1.png", testing::png_bytes(8, 8, 0));
+  expect_input_error([&] { open_dataset(dir / "bad\xff"); }, {"bad?: the path is not valid UTF-8"});
 }
 
 }  // namespace

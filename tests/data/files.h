@@ -17,7 +17,9 @@ inline void put_file(const std::filesystem::path& path, const std::string& bytes
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
-inline std::string png_bytes(int width, int height, uint8_t tint) { return encode_png(test_image(width, height, tint)); }
+inline std::string png_bytes(int width, int height, uint8_t tint) {
+  return encode_png(test_image(width, height, tint));
+}
 
 inline std::string big_endian(const std::vector<uint32_t>& values) {
   std::string out;
@@ -51,7 +53,8 @@ inline std::string cifar_records(const std::vector<std::string>& labels) {
 // `count` good images of 8 x 8 in two classes; image i differs from every other.
 inline void put_tree(const std::filesystem::path& folder, int count) {
   for (int i = 0; i < count; ++i)
-    put_file(folder / (i % 2 == 0 ? "even" : "odd") / (std::string(i < 10 ? "0" : "") + std::to_string(i) + ".png"),
+    put_file(folder / (i % 2 == 0 ? "even" : "odd") /
+                 (std::string(i < 10 ? "0" : "") + std::to_string(i) + ".png"),
              png_bytes(8, 8, static_cast<uint8_t>(i * 5)));
 }
 

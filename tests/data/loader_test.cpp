@@ -22,7 +22,8 @@ using testing::expect_input_error;
 // `size` images of 6 x 5 made on demand; the items in `broken` cannot be read. Counts decodes.
 class FakeDataset : public ImageDataset {
  public:
-  explicit FakeDataset(int64_t size, std::set<int64_t> broken = {}) : size_(size), broken_(std::move(broken)) {}
+  explicit FakeDataset(int64_t size, std::set<int64_t> broken = {})
+      : size_(size), broken_(std::move(broken)) {}
   int64_t size() const override { return size_; }
   int64_t label(int64_t i) const override { return i % 4; }
   Image image(int64_t i) const override {
@@ -72,7 +73,8 @@ TEST(DataOrderTest, IsAPermutationOfItsArguments) {
   for (int64_t i = 0; i < 1000; ++i) EXPECT_EQ(order[static_cast<size_t>(i)], i);
 }
 
-// Every item is equally likely at every place: chi-square over first places, 99.9 % quantile of 15 degrees is 37.7.
+// Every item is equally likely at every place: chi-square over first places, 99.9 % quantile of 15 degrees
+// is 37.7.
 TEST(DataOrderTest, IsUniform) {
   std::map<int64_t, int> first, last, flips;
   for (int64_t epoch = 0; epoch < 8000; ++epoch) {
@@ -154,10 +156,12 @@ TEST(LoaderTest, ResumesAtAnyStepAndJumps) {
   }
   for (const int64_t start : {1, 6, 7, 20, 39}) {
     Loader loader(dataset, options);
-    for (int64_t step = start; step < 40; ++step) ASSERT_TRUE(same(loader.batch(step), all[static_cast<size_t>(step)])) << start << " " << step;
+    for (int64_t step = start; step < 40; ++step)
+      ASSERT_TRUE(same(loader.batch(step), all[static_cast<size_t>(step)])) << start << " " << step;
   }
   Loader loader(dataset, options);
-  for (const int64_t step : {5, 5, 2, 30, 0, 1, 39, 38}) ASSERT_TRUE(same(loader.batch(step), all[static_cast<size_t>(step)])) << step;
+  for (const int64_t step : {5, 5, 2, 30, 0, 1, 39, 38})
+    ASSERT_TRUE(same(loader.batch(step), all[static_cast<size_t>(step)])) << step;
 }
 
 TEST(LoaderTest, RanksShareAStep) {
@@ -197,7 +201,8 @@ TEST(LoaderTest, BrokenItemsAreReplacedCountedAndNamedOnce) {
   {
     Loader loader(std::make_shared<FakeDataset>(12, std::set<int64_t>{1, 2, 11}), options);
     EXPECT_EQ(to_vector(loader.batch(0).indices), (std::vector<int64_t>{0, 3, 3, 3}));
-    EXPECT_EQ(to_vector(loader.batch(2).indices), (std::vector<int64_t>{8, 9, 10, 0}));  // past the end: from the start
+    EXPECT_EQ(to_vector(loader.batch(2).indices),
+              (std::vector<int64_t>{8, 9, 10, 0}));  // past the end: from the start
     for (int64_t step = 3; step < 9; ++step) loader.batch(step);
     EXPECT_EQ(loader.skipped(), 3);
   }
@@ -254,7 +259,8 @@ TEST(LoaderTest, DecodesAheadAndMeasuresItsWaits) {
   options.prefetch = 3;
   Loader loader(dataset, options);
   loader.batch(0);
-  for (int i = 0; i < 500 && dataset->decodes < 16; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (int i = 0; i < 500 && dataset->decodes < 16; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   EXPECT_EQ(dataset->decodes, 16);  // step 0 and the three after it, not more
   EXPECT_GT(loader.wait_seconds(), 0);
 }

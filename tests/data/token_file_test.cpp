@@ -38,15 +38,17 @@ struct Raw {
   std::vector<int32_t> tokens = std::vector<int32_t>(12, 1);
   std::vector<int64_t> classes = {0, 1};
   std::vector<uint8_t> flipped = {0, 1};
-  std::map<std::string, std::string> metadata = {{"format", "adanat-tokens-1"}, {"tokenizer_hash", "h"}, {"grid", "2x3"},
-                                                 {"vocab", "4"}, {"class_names", "[\"a\",\"b\"]"}, {"dataset", "d"}};
+  std::map<std::string, std::string> metadata = {
+      {"format", "adanat-tokens-1"},    {"tokenizer_hash", "h"}, {"grid", "2x3"}, {"vocab", "4"},
+      {"class_names", "[\"a\",\"b\"]"}, {"dataset", "d"}};
   void write(const std::filesystem::path& path) const {
     const auto rows = static_cast<int64_t>(tokens.size() / 6);
-    write_safetensors(path,
-                      {{"tokens", DType::kI32, {rows, 6}, tokens.data(), tokens.size() * 4},
-                       {"classes", DType::kI64, {static_cast<int64_t>(classes.size())}, classes.data(), classes.size() * 8},
-                       {"flipped", DType::kU8, {static_cast<int64_t>(flipped.size())}, flipped.data(), flipped.size()}},
-                      metadata);
+    write_safetensors(
+        path,
+        {{"tokens", DType::kI32, {rows, 6}, tokens.data(), tokens.size() * 4},
+         {"classes", DType::kI64, {static_cast<int64_t>(classes.size())}, classes.data(), classes.size() * 8},
+         {"flipped", DType::kU8, {static_cast<int64_t>(flipped.size())}, flipped.data(), flipped.size()}},
+        metadata);
   }
 };
 
@@ -118,8 +120,10 @@ TEST(TokenFileTest, ReaderNamesWhatIsWrong) {
   refuse([](Raw& r) { r.metadata["format"] = "adanat-tokens-9"; }, "adanat-tokens-9");
   for (const char* grid : {"", "6", "x", "2x", "2x3x1", "2x4", "-2x-3", "3000000000x3000000000"})
     refuse([&](Raw& r) { r.metadata["grid"] = grid; }, "grid");
-  for (const char* vocab : {"", "x", "0", "99999999999", "99999999999999999999"}) refuse([&](Raw& r) { r.metadata["vocab"] = vocab; }, "vocab");
-  for (const char* names : {"", "{}", "[1]", "[\"a\"", "[[\"a\"]]"}) refuse([&](Raw& r) { r.metadata["class_names"] = names; }, "class_names");
+  for (const char* vocab : {"", "x", "0", "99999999999", "99999999999999999999"})
+    refuse([&](Raw& r) { r.metadata["vocab"] = vocab; }, "vocab");
+  for (const char* names : {"", "{}", "[1]", "[\"a\"", "[[\"a\"]]"})
+    refuse([&](Raw& r) { r.metadata["class_names"] = names; }, "class_names");
 }
 
 TEST(TokenFileTest, OtherFilesAreNotTokenFiles) {
@@ -144,7 +148,10 @@ TEST(SavedTokensTest, FromEitherKind) {
 
   std::vector<int64_t> tokens = {0, 1, 2, 3, 4, 5, 6, 7}, classes = {3, 4};
   const auto save = [&] {
-    write_safetensors(dir / "s", {{"tokens", DType::kI64, {2, 4}, tokens.data(), 64}, {"classes", DType::kI64, {2}, classes.data(), 16}}, {});
+    write_safetensors(dir / "s",
+                      {{"tokens", DType::kI64, {2, 4}, tokens.data(), 64},
+                       {"classes", DType::kI64, {2}, classes.data(), 16}},
+                      {});
   };
   save();
   const SavedTokens saved = read_saved_tokens(dir / "s");
@@ -154,7 +161,10 @@ TEST(SavedTokensTest, FromEitherKind) {
   tokens[3] = -1;
   save();
   expect_input_error([&] { read_saved_tokens(dir / "s"); }, {"holds -1"});
-  write_safetensors(dir / "s", {{"tokens", DType::kI64, {8}, tokens.data(), 64}, {"classes", DType::kI64, {2}, classes.data(), 16}}, {});
+  write_safetensors(
+      dir / "s",
+      {{"tokens", DType::kI64, {8}, tokens.data(), 64}, {"classes", DType::kI64, {2}, classes.data(), 16}},
+      {});
   expect_input_error([&] { read_saved_tokens(dir / "s"); }, {"1 dimensions"});
 }
 

@@ -25,8 +25,9 @@ TEST_P(Bundled, IsWholeAndDrawsEveryClass) {
   const Json j = Json::parse(info.out);
   const size_t classes = j.at("classes").size();
   ASSERT_GE(classes, 2u);
-  const auto made = testing::adanat_run(
-      dir, "generate --quiet -m " + folder() + " -o " + dir.path().string() + "/out/ --steps 4 -n " + std::to_string(classes));
+  const auto made =
+      testing::adanat_run(dir, "generate --quiet -m " + folder() + " -o " + dir.path().string() +
+                                   "/out/ --steps 4 -n " + std::to_string(classes));
   ASSERT_EQ(made.status, 0) << made.err;
   std::set<std::vector<uint8_t>> distinct;
   for (const auto& entry : fs::directory_iterator(dir / "out")) {
@@ -41,10 +42,12 @@ TEST_P(Bundled, IsWholeAndDrawsEveryClass) {
 TEST_P(Bundled, MeasureIsNotWhatTrainingSaw) {
   const Json j = Json::parse(testing::adanat_run(testing::TempDir(), "info --json " + folder()).out);
   EXPECT_NE(j.at("files").at("features.safetensors"), j.at("files").at("measure.safetensors"));
-  EXPECT_NE(fs::file_size(folder() + "/features.safetensors"), fs::file_size(folder() + "/measure.safetensors"));
+  EXPECT_NE(fs::file_size(folder() + "/features.safetensors"),
+            fs::file_size(folder() + "/measure.safetensors"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Bundled, ::testing::Values("mnist", "signs"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Models, Bundled, ::testing::Values("mnist", "signs"),
+                         [](const auto& info) { return info.param; });
 
 TEST(BundledModels, StayUnderThirtyMegabytes) {
   uintmax_t bytes = 0;

@@ -1,5 +1,5 @@
-// The whole chain through the real binary: classifier, tokenizer, tokens, generator, images. Once on a procedural
-// image set that the test makes (needs no data), once on real digits.
+// The whole chain through the real binary: classifier, tokenizer, tokens, generator, images. Once on a
+// procedural image set that the test makes (needs no data), once on real digits.
 #include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
 
@@ -31,9 +31,12 @@ void make_shapes(const fs::path& folder, int per_class) {
       for (int y = 0; y < 16; ++y) {
         for (int x = 0; x < 16; ++x) {
           const int dx = x - x0, dy = y - y0;
-          const bool in = c == 0 ? dx * dx + dy * dy < 16 : c == 1 ? std::abs(dx) < 4 && std::abs(dy) < 4 : (x + x0) % 4 < 2;
+          const bool in = c == 0   ? dx * dx + dy * dy < 16
+                          : c == 1 ? std::abs(dx) < 4 && std::abs(dy) < 4
+                                   : (x + x0) % 4 < 2;
           for (int k = 0; k < 3; ++k)
-            image.rgb[size_t((y * 16 + x) * 3 + k)] = in ? uint8_t(128 + (r.z >> (8 * k)) % 128) : uint8_t(20);
+            image.rgb[size_t((y * 16 + x) * 3 + k)] =
+                in ? uint8_t(128 + (r.z >> (8 * k)) % 128) : uint8_t(20);
         }
       }
       char name[32];
@@ -67,18 +70,24 @@ class Shapes : public ::testing::Test {
     make_shapes(*dir_ / "shapes", 40);
     const std::string d = dir_->path().string();
     const std::string classifier =
-        "train classifier --quiet --data " + d + "/shapes --set model.image_size=16 --set model.widths=[8,16]"
+        "train classifier --quiet --dtype float32 --data " + d +
+        "/shapes --set model.image_size=16 --set model.widths=[8,16]"
         " --set model.blocks=[1,1] --set model.stem_width=8 --set batch_size=16 --set loop.steps=30 ";
     expect_ok(classifier + "--out " + d + "/features");
     expect_ok(classifier + "--set role=measure --seed 5 -m " + d + "/features/model --out " + d + "/measure");
-    expect_ok("train tokenizer --quiet --data " + d + "/shapes -m " + d + "/measure/model --out " + d + "/tokenizer" +
+    expect_ok("train tokenizer --quiet --data " + d + "/shapes -m " + d + "/measure/model --out " + d +
+              "/tokenizer" +
               " --set model.image_size=16 --set model.channels=16 --set model.channel_multipliers=[1,2]"
-              " --set model.residual_blocks=1 --set model.latent_channels=8 --set model.codes=32 --set model.unshuffle=2"
-              " --set model.normalize_codes=true --set batch_size=16 --set gan.start=20 --set gan.width=8 --set gan.layers=1"
-              " --set optimizer.learning_rate=0.003 --set optimizer.warmup=5 --set loop.steps=40 --set loop.log_every=10");
-    expect_ok("tokenize encode --quiet -m " + d + "/tokenizer/model --data " + d + "/shapes -o " + d + "/tokens.safetensors");
-    expect_ok("train generator --quiet --data " + d + "/tokens.safetensors -m " + d + "/tokenizer/model --out " + d +
-              "/generator --set loop.steps=120" + kSmallGenerator);
+              " --set model.residual_blocks=1 --set model.latent_channels=8 --set model.codes=32 --set "
+              "model.unshuffle=2"
+              " --set model.normalize_codes=true --set batch_size=16 --set gan.start=20 --set gan.width=8 "
+              "--set gan.layers=1"
+              " --set optimizer.learning_rate=0.003 --set optimizer.warmup=5 --set loop.steps=40 --set "
+              "loop.log_every=10");
+    expect_ok("tokenize encode --quiet -m " + d + "/tokenizer/model --data " + d + "/shapes -o " + d +
+              "/tokens.safetensors");
+    expect_ok("train generator --quiet --data " + d + "/tokens.safetensors -m " + d +
+              "/tokenizer/model --out " + d + "/generator --set loop.steps=120" + kSmallGenerator);
   }
   static void TearDownTestSuite() {
     delete dir_;
@@ -104,11 +113,16 @@ TEST_F(Shapes, LossesFall) {
 }
 
 TEST_F(Shapes, RunFoldersHoldWhatTheyPromise) {
-  for (const char* name : {"config.json", "log.jsonl", "samples", "checkpoints/step-120", "model/config.json"})
+  for (const char* name :
+       {"config.json", "log.jsonl", "samples", "checkpoints/step-120", "model/config.json"})
     EXPECT_TRUE(fs::exists(path(std::string("generator/") + name))) << name;
   for (const char* name : {"tokenizer", "generator", "features", "measure"})
     EXPECT_TRUE(fs::exists(model() + "/" + name + ".safetensors")) << name;
   EXPECT_EQ(adanat_run(*dir_, "info --verify " + model()).status, 0);
+  // The precision was settled when the run began, and says by what.
+  const Json config = read_json_file(path("generator/config.json"));
+  EXPECT_TRUE(config["dtype"] == "float32" || config["dtype"] == "bfloat16") << config["dtype"];
+  EXPECT_GT(config["run"]["dtype_timings"]["bfloat16_seconds"].get<double>(), 0);
 }
 
 TEST_F(Shapes, GeneratesEveryKindOfOutput) {
@@ -116,8 +130,9 @@ TEST_F(Shapes, GeneratesEveryKindOfOutput) {
   const Image grid = read_image(path("grid.png"));
   EXPECT_EQ(grid.width, 3 * 16 + 2 * 2);
   EXPECT_EQ(grid.height, 2 * 16 + 2);
-  expect_ok("generate -m " + model() + " -o " + path("many/") + " -n 5 -c stripes,0 --steps 3 --schedule halton -b 2" +
-            " --save-tokens " + path("t.safetensors") + " --trace " + path("t.json") + " --preview " + path("preview"));
+  expect_ok("generate -m " + model() + " -o " + path("many/") +
+            " -n 5 -c stripes,0 --steps 3 --schedule halton -b 2" + " --save-tokens " +
+            path("t.safetensors") + " --trace " + path("t.json") + " --preview " + path("preview"));
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(fs::exists(path("many/0000" + std::to_string(i) + ".png"))) << i;
   EXPECT_TRUE(fs::exists(path("preview/00004-step03.png")));
   const Json trace = read_json_file(path("t.json"));
@@ -150,7 +165,9 @@ TEST_F(Shapes, ASeedIsAnImageAcrossCommands) {
 }
 
 TEST_F(Shapes, MeasuresWithItsOwnNetwork) {
-  const auto outcome = adanat_run(*dir_, "eval --quiet -m " + model() + " --count 60 --steps 2 --repeats 2 --reference " + path("shapes"));
+  const auto outcome =
+      adanat_run(*dir_, "eval --quiet -m " + model() + " --count 60 --steps 2 --repeats 2 --reference " +
+                            path("shapes"));
   ASSERT_EQ(outcome.status, 0) << outcome.err;
   const Json j = Json::parse(outcome.out);
   EXPECT_EQ(j.at("protocol"), "classifier");
@@ -158,17 +175,21 @@ TEST_F(Shapes, MeasuresWithItsOwnNetwork) {
   EXPECT_EQ(j.at("metrics").at("fd").at("values").size(), 2u);
   EXPECT_FALSE(j.at("metrics").contains("fid"));
   // A set against itself.
-  const auto self = adanat_run(*dir_, "eval --quiet -m " + model() + " --images " + path("shapes") + " --reference " + path("shapes"));
+  const auto self = adanat_run(
+      *dir_, "eval --quiet -m " + model() + " --images " + path("shapes") + " --reference " + path("shapes"));
   EXPECT_NEAR(Json::parse(self.out)["metrics"]["fd"]["value"].get<double>(), 0, 1e-4);
-  const auto tokenizer = adanat_run(*dir_, "eval --quiet --tokenizer -m " + model() + " --reference " + path("shapes"));
+  const auto tokenizer =
+      adanat_run(*dir_, "eval --quiet --tokenizer -m " + model() + " --reference " + path("shapes"));
   EXPECT_GT(Json::parse(tokenizer.out)["metrics"]["psnr"]["value"].get<double>(), 5);
 }
 
 TEST_F(Shapes, StopsOnSigtermAndResumesToTheSameBits) {
-  const std::string base = "train generator --quiet -t 1 --data " + path("tokens.safetensors") + " -m " +
-                           path("tokenizer/model") + kSmallGenerator + " --set loop.checkpoint_every=20 --set loop.steps=";
+  const std::string base = "train generator --quiet -t 1 --dtype float32 --data " +
+                           path("tokens.safetensors") + " -m " + path("tokenizer/model") + kSmallGenerator +
+                           " --set loop.checkpoint_every=20 --set loop.steps=";
   expect_ok(base + "40 --out " + path("whole"));
-  // The learning-rate law is constant after the warm-up, so a run of 20 and its continuation are the run of 40.
+  // The learning-rate law is constant after the warm-up, so a run of 20 and its continuation are the run
+  // of 40.
   expect_ok(base + "20 --out " + path("parts"));
   expect_ok(base + "40 --resume --out " + path("parts"));
   const TensorMap a = read_tensors(path("whole/checkpoints/step-40/state.safetensors"));
@@ -205,12 +226,25 @@ TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
   expect("generate -m " + model() + " -o " + path("shapes") + "/disc/0000.png/x.png", "--output");
   expect("nonsense", "nonsense");
   expect("", "subcommand");
-  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("generator"), "--resume");
-  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set model.widht=3", "unknown key \"model.widht\"");
-  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") + " --out " + path("new") + " --set batch_size=1.5", "batch_size must be an integer");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") +
+             " --out " + path("generator"),
+         "--resume");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") +
+             " --out " + path("new") + " --set model.widht=3",
+         "unknown key \"model.widht\"");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") +
+             " --out " + path("new") + " --set batch_size=1.5",
+         "batch_size must be an integer");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") +
+             " --out " + path("new") + " --dtype float8",
+         "dtype must be auto, float32 or bfloat16");
+  expect("train tokenizer --data " + path("shapes") + " --out " + path("new") +
+             " --set features=" + path("none.safetensors"),
+         "none.safetensors");
   EXPECT_FALSE(fs::exists(path("new")));
   EXPECT_FALSE(fs::exists(path("x.png")));
-  for (const char* help : {"--help", "generate --help", "train --help", "train generator -h", "eval -h", "tokenize encode -h", "info -h", "--version"})
+  for (const char* help : {"--help", "generate --help", "train --help", "train generator -h", "eval -h",
+                           "tokenize encode -h", "info -h", "--version"})
     EXPECT_EQ(adanat_run(*dir_, help).status, 0) << help;
 }
 
@@ -221,21 +255,28 @@ TEST_F(Shapes, DamagedModelsAreExplained) {
     change(fs::path(copy));
     return adanat_run(*dir_, "generate -m " + copy + " -o " + path("y.png"));
   };
-  EXPECT_TRUE(is_one_line_error(damaged("format", [](fs::path p) {
-    Json j = read_json_file(p / "config.json");
-    j["format"] = 2;
-    std::ofstream(p / "config.json") << j;
-  }), 2, "format 2, this program reads up to 1"));
-  EXPECT_TRUE(is_one_line_error(damaged("key", [](fs::path p) {
-    Json j = read_json_file(p / "config.json");
-    j["colour"] = 2;
-    std::ofstream(p / "config.json") << j;
-  }), 2, "unknown key \"colour\""));
-  EXPECT_TRUE(is_one_line_error(damaged("cut", [](fs::path p) {
-    fs::resize_file(p / "generator.safetensors", fs::file_size(p / "generator.safetensors") - 10);
-  }), 2, "generator.safetensors"));
-  EXPECT_TRUE(is_one_line_error(damaged("none", [](fs::path p) { fs::remove(p / "tokenizer.safetensors"); }), 2,
-                                "tokenizer.safetensors"));
+  EXPECT_TRUE(is_one_line_error(damaged("format",
+                                        [](fs::path p) {
+                                          Json j = read_json_file(p / "config.json");
+                                          j["format"] = 2;
+                                          std::ofstream(p / "config.json") << j;
+                                        }),
+                                2, "format 2, this program reads up to 1"));
+  EXPECT_TRUE(is_one_line_error(damaged("key",
+                                        [](fs::path p) {
+                                          Json j = read_json_file(p / "config.json");
+                                          j["colour"] = 2;
+                                          std::ofstream(p / "config.json") << j;
+                                        }),
+                                2, "unknown key \"colour\""));
+  EXPECT_TRUE(is_one_line_error(damaged("cut",
+                                        [](fs::path p) {
+                                          fs::resize_file(p / "generator.safetensors",
+                                                          fs::file_size(p / "generator.safetensors") - 10);
+                                        }),
+                                2, "generator.safetensors"));
+  EXPECT_TRUE(is_one_line_error(damaged("none", [](fs::path p) { fs::remove(p / "tokenizer.safetensors"); }),
+                                2, "tokenizer.safetensors"));
   EXPECT_FALSE(fs::exists(path("y.png")));
 }
 
@@ -243,27 +284,36 @@ TEST_F(Shapes, BrokenImagesAreSkippedAndCounted) {
   fs::copy(path("shapes"), path("mixed"), fs::copy_options::recursive);
   std::ofstream(path("mixed/disc/zz.png")) << "no image";
   std::ofstream(path("mixed/disc/zzz.txt")) << "notes";
-  const auto encoded = adanat_run(*dir_, "tokenize encode -m " + model() + " --data " + path("mixed") + " -o " + path("m.safetensors"));
+  const auto encoded = adanat_run(
+      *dir_, "tokenize encode -m " + model() + " --data " + path("mixed") + " -o " + path("m.safetensors"));
   EXPECT_EQ(encoded.status, 0);
   EXPECT_NE(encoded.err.find("2 images of"), std::string::npos) << encoded.err;
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "eval -m " + model() + " --images " + path("mixed") + " --reference " + path("shapes")), 2, "zz.png"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "eval -m " + model() + " --images " + path("mixed") +
+                                                      " --reference " + path("shapes")),
+                                2, "zz.png"));
   fs::create_directories(path("bad/a"));
   std::ofstream(path("bad/a/x.png")) << "no image";
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "tokenize encode -m " + model() + " --data " + path("bad") + " -o " + path("n.safetensors")), 2, "none of its images"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "tokenize encode -m " + model() + " --data " + path("bad") +
+                                                      " -o " + path("n.safetensors")),
+                                2, "none of its images"));
   EXPECT_FALSE(fs::exists(path("n.safetensors")));
 }
 
-// A policy of two updates: what it writes is what generate takes by itself, and only for its own number of steps.
+// A policy of two updates: what it writes is what generate takes by itself, and only for its own number of
+// steps.
 TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
-  const std::string train = "train policy --quiet -t 1 --data " + path("shapes") + " -m " + model() + " --steps 3"
-                            " --set base=cosine --set network.hidden=16 --set network.channels=4 --set network.mlp=16"
-                            " --set trajectories=24 --set rollout_batch=12 --set discriminator_batch=8"
-                            " --set discriminator_steps=2 --set evaluate_images=40 --set loop.checkpoint_every=2"
-                            " --set loop.log_every=1 --set loop.steps=";
+  const std::string train =
+      "train policy --quiet -t 1 --data " + path("shapes") + " -m " + model() +
+      " --steps 3"
+      " --set base=cosine --set network.hidden=16 --set network.channels=4 --set network.mlp=16"
+      " --set trajectories=24 --set rollout_batch=12 --set discriminator_batch=8"
+      " --set discriminator_steps=2 --set evaluate_images=40 --set loop.checkpoint_every=2"
+      " --set loop.log_every=1 --set loop.steps=";
   expect_ok(train + "4 --out " + path("policy"));
-  for (const char* name : {"model/policy-T3.safetensors", "model/generator.safetensors", "model/measure.safetensors",
-                           "samples/samples-00000004.png", "samples/samples-before-00000004.png",
-                           "samples/schedule-guidance-00000004.png", "checkpoints/step-4/state.safetensors"})
+  for (const char* name :
+       {"model/policy-T3.safetensors", "model/generator.safetensors", "model/measure.safetensors",
+        "samples/samples-00000004.png", "samples/samples-before-00000004.png",
+        "samples/schedule-guidance-00000004.png", "checkpoints/step-4/state.safetensors"})
     EXPECT_TRUE(fs::exists(path(std::string("policy/") + name))) << name;
   EXPECT_EQ(adanat_run(*dir_, "info --verify " + path("policy/model")).status, 0);
   // Resumed after two updates, it is the same to the last bit.
@@ -284,11 +334,13 @@ TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
   const auto other = adanat_run(*dir_, g + " --steps 5");
   EXPECT_NE(other.err.find("no policy for 5 steps"), std::string::npos) << other.err;
   const std::string file = " --policy " + path("policy/model/policy-T3.safetensors");
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, g + " --steps 5" + file), 2, "is a policy for 3 steps, but 5"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(*dir_, g + " --steps 5" + file), 2, "is a policy for 3 steps, but 5"));
   EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, g + " --schedule cosine" + file), 2, "--policy"));
   expect_ok("generate --quiet -m " + model() + " -n 4 -o " + path("q/") + file);
   EXPECT_EQ(read_image(path("q/00003.png")).rgb, read_image(path("p/00003.png")).rgb);
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, train + "4 --out " + path("new-policy") + " --steps none"), 2, "--steps none"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, train + "4 --out " + path("new-policy") + " --steps none"),
+                                2, "--steps none"));
 }
 
 TEST_F(Shapes, SearchesATable) {
@@ -301,8 +353,10 @@ TEST_F(Shapes, SearchesATable) {
   const auto longer = adanat_run(*dir_, search + " --candidates 5 --resume");
   ASSERT_EQ(longer.status, 0) << longer.err;
   EXPECT_EQ(Json::parse(longer.out)["candidates"], 5);
-  expect_ok("generate --quiet -m " + model() + " --schedule " + path("found.json") + " -n 2 -o " + path("found.png"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + " --candidates 5 --resume --steps 4"), 2, "another search"));
+  expect_ok("generate --quiet -m " + model() + " --schedule " + path("found.json") + " -n 2 -o " +
+            path("found.png"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + " --candidates 5 --resume --steps 4"), 2,
+                                "another search"));
 }
 
 // A minute on real digits: what a user's first run looks like.
@@ -315,12 +369,16 @@ TEST(Digits, TrainsForAMinuteAndDraws) {
     const auto outcome = adanat_run(dir, arguments);
     ASSERT_EQ(outcome.status, 0) << arguments << "\n" << outcome.err;
   };
-  ok("train classifier --quiet --config " + configs + "features.json --data " + mnist + "@:9000 --set loop.steps=60 --out " + d + "/features");
+  ok("train classifier --quiet --config " + configs + "features.json --data " + mnist +
+     "@:9000 --set loop.steps=60 --out " + d + "/features");
   ok("train tokenizer --quiet --config " + configs + "tokenizer.json --data " + mnist + "@:9000 -m " + d +
-     "/features/model --out " + d + "/tokenizer --set loop.steps=120 --set gan.start=100 --set evaluate_images=100 --set loop.log_every=20");
-  ok("tokenize encode --quiet -m " + d + "/tokenizer/model --data " + mnist + "@:9000 -o " + d + "/tokens.safetensors");
-  ok("train generator --quiet --config " + configs + "generator.json --data " + d + "/tokens.safetensors -m " + d +
-     "/tokenizer/model --out " + d + "/generator --set loop.steps=120 --set loop.log_every=20 --set optimizer.warmup=20");
+     "/features/model --out " + d +
+     "/tokenizer --set loop.steps=120 --set gan.start=100 --set evaluate_images=100 --set loop.log_every=20");
+  ok("tokenize encode --quiet -m " + d + "/tokenizer/model --data " + mnist + "@:9000 -o " + d +
+     "/tokens.safetensors");
+  ok("train generator --quiet --config " + configs + "generator.json --data " + d +
+     "/tokens.safetensors -m " + d + "/tokenizer/model --out " + d +
+     "/generator --set loop.steps=120 --set loop.log_every=20 --set optimizer.warmup=20");
   double last = 0;
   EXPECT_LT(0, first_and_last_loss(dir / "tokenizer/log.jsonl", "l1", &last));
   EXPECT_LT(last, 0.7 * first_and_last_loss(dir / "tokenizer/log.jsonl", "l1", &last));

@@ -8,6 +8,7 @@
 
 #include "core/base/log.h"
 #include "core/features/feature_net.h"
+#include "core/io/atomic_file.h"
 #include "core/train/trainer.h"
 #include "support/support.h"
 
@@ -35,7 +36,8 @@ class Shapes : public ImageDataset {
       return int((state >> 33) % bound);
     };
     const int wide = i % 3 == 0 ? 2 : i % 3 == 1 ? 10 : 5, high = i % 3 == 0 ? 10 : i % 3 == 1 ? 2 : 5;
-    const int left = next(uint64_t(17 - wide)), top = next(uint64_t(17 - high)), red = 120 + next(120), blue = next(255);
+    const int left = next(uint64_t(17 - wide)), top = next(uint64_t(17 - high)), red = 120 + next(120),
+              blue = next(255);
     for (int y = top; y < top + high; ++y)
       for (int x = left; x < left + wide; ++x) {
         out.rgb[size_t((y * 16 + x) * 3)] = uint8_t(red);
@@ -53,9 +55,12 @@ class Shapes : public ImageDataset {
 ClassifierTrainConfig toy_config(int64_t steps) {
   ClassifierTrainConfig config;
   config.batch_size = 12;
+  config.dtype = "float32";
   config.label_smoothing = 0.05;
-  config.model = {.image_size = 16, .widths = {8, 12}, .blocks = {1, 1}, .activation = "relu", .dropout = 0.2};
-  config.augmentation = {.flip = true, .shift = 1.5, .rotate = 5, .scale = 0.1, .brightness = 0.2, .contrast = 0.2, .erase = 3};
+  config.model = {
+      .image_size = 16, .widths = {8, 12}, .blocks = {1, 1}, .activation = "relu", .dropout = 0.2};
+  config.augmentation = {
+      .flip = true, .shift = 1.5, .rotate = 5, .scale = 0.1, .brightness = 0.2, .contrast = 0.2, .erase = 3};
   config.optimizer = {.learning_rate = 5e-3, .weight_decay = 0.01, .beta1 = 0.9, .beta2 = 0.99, .warmup = 3};
   config.optimizer.accumulate = 2;
   config.ema = {.decay = 0.9};
@@ -137,13 +142,89 @@ TEST_F(ClassifierRecipe, LearnsAndWritesWhatCanBeRead) {
   EXPECT_NEAR(double(right) / 30, measured[0].second, 1e-9);
 }
 
+TEST_F(ClassifierRecipe, LearnsInBfloat16) {
+  ClassifierTrainConfig config = toy_config(80);
+  config.dtype = "bfloat16";
+  config.optimizer.accumulate = 1;
+  config.batch_size = 30;
+  auto recipe = make(config);
+  double first = 0, last = 0;
+  for (int64_t s = 0; s < 80; ++s) {
+    last = recipe->step(s).values[0].second.item<double>();
+    if (s == 0) first = last;
+  }
+  EXPECT_LT(last, 0.7 * first);
+}
+
+class OtherNames : public Shapes {
+ public:
+  OtherNames() : Shapes(60, 1) {}
+  const std::vector<std::string>& class_names() const override { return names_; }
+
+ private:
+  std::vector<std::string> names_ = {"bar", "block", "line"};
+};
+
+TEST_F(ClassifierRecipe, ResumesOnTheSameImagesOnly) {
+  run_training(*make(toy_config(3)), dir_ / "out", false);
+  const auto resume = [&](std::shared_ptr<const ImageDataset> data) {
+    const auto recipe =
+        make_classifier_recipe(toy_config(4), std::move(data), nullptr, {.seed = 3, .finish_model = {}});
+    try {
+      run_training(*recipe, dir_ / "out", true);
+    } catch (const InputError& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  EXPECT_NE(resume(std::make_shared<Shapes>(61, 1)).find("trained_on.images"), std::string::npos);
+  EXPECT_NE(resume(std::make_shared<OtherNames>()).find("trained_on.class_names"), std::string::npos);
+}
+
+// Every tenth image is broken, or all of them.
+class BrokenShapes : public Shapes {
+ public:
+  explicit BrokenShapes(int64_t every) : Shapes(60, 1), every_(every) {}
+  Image image(int64_t i) const override {
+    if (i % every_ == 0) throw InputError(cat("shape ", i, ": is broken"));
+    return Shapes::image(i);
+  }
+
+ private:
+  int64_t every_;
+};
+
+TEST_F(ClassifierRecipe, CountsBrokenImages) {
+  const auto train = [&](int64_t every, const fs::path& out) {
+    run_training(*make_classifier_recipe(toy_config(4), std::make_shared<BrokenShapes>(every), nullptr,
+                                         {.seed = 3, .finish_model = {}}),
+                 out, false);
+  };
+  ::testing::internal::CaptureStderr();
+  train(10, dir_ / "some");
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("6 of 60 images"), std::string::npos) << said;
+  std::istringstream log(read_file(dir_ / "some/log.jsonl"));
+  bool found = false;
+  for (std::string line; std::getline(log, line);)
+    if (const Json j = Json::parse(line); j["kind"] == "data") {
+      EXPECT_EQ(j["step"], 3) << "60 images in 2 x 12 per step";
+      EXPECT_EQ(j["broken_images"], 6);
+      found = true;
+    }
+  EXPECT_TRUE(found);
+  EXPECT_THROW(train(1, dir_ / "all"), InputError);
+  EXPECT_FALSE(fs::exists(dir_ / "all/model"));
+}
+
 TEST_F(ClassifierRecipe, RefusesWhatDoesNotFit) {
   ClassifierTrainConfig config = toy_config(5);
   config.model.classes = 4;
   EXPECT_THROW(make(config), InputError);
   config = toy_config(5);
-  EXPECT_THROW(make_classifier_recipe(config, std::make_shared<Shapes>(60, 1), std::make_shared<Shapes>(60, 1, 4), {}),
-               InputError);
+  EXPECT_THROW(
+      make_classifier_recipe(config, std::make_shared<Shapes>(60, 1), std::make_shared<Shapes>(60, 1, 4), {}),
+      InputError);
   config.batch_size = 61;
   EXPECT_THROW(make(config), InputError) << "fewer images than a batch";
   config = toy_config(5);
@@ -154,7 +235,8 @@ TEST_F(ClassifierRecipe, RefusesWhatDoesNotFit) {
 }
 
 TEST(Augment, DependsOnSeedStepAndRowAlone) {
-  const AugmentationConfig config{.shift = 2, .rotate = 10, .scale = 0.2, .brightness = 0.3, .contrast = 0.3, .erase = 6};
+  const AugmentationConfig config{
+      .shift = 2, .rotate = 10, .scale = 0.2, .brightness = 0.3, .contrast = 0.3, .erase = 6};
   const at::Tensor images = testing::input_u("augment", {6, 3, 16, 16});
   const at::Tensor whole = augment(images, config, 5, 9, 0);
   EXPECT_CLOSE(augment(images.narrow(0, 2, 3), config, 5, 9, 2), whole.narrow(0, 2, 3), 1e-6);
@@ -180,7 +262,8 @@ TEST(Augment, StaysInItsRange) {
   EXPECT_LE(widest, 3.01);
   EXPECT_GT(widest, 2.5);
   EXPECT_NEAR(mean, 0, 0.5);
-  const at::Tensor light = augment(at::full({200, 3, 8, 8}, 0.5), {.brightness = 0.4}, 1, 0, 0).mean({1, 2, 3});
+  const at::Tensor light =
+      augment(at::full({200, 3, 8, 8}, 0.5), {.brightness = 0.4}, 1, 0, 0).mean({1, 2, 3});
   EXPECT_GE(light.min().item<double>(), 0.5 * 0.6 - 1e-6);
   EXPECT_LE(light.max().item<double>(), 0.5 * 1.4 + 1e-6);
   EXPECT_GT(light.std().item<double>(), 0.08);
@@ -203,13 +286,15 @@ TEST(OpenHeldOut, RefersToTheFileOfTheTrainingData) {
 }
 
 TEST(ShippedConfigs, AreValidAndTheTwoRolesDiffer) {
-  for (const char* data : {"mnist", "signs"}) {
+  for (const char* data : {"mnist", "signs", "cifar10"}) {
     const auto read = [&](const std::string& role) {
       const std::string file = cat(testing::source_dir().string(), "/configs/", data, "/", role, ".json");
       const auto config = config_from_json<ClassifierTrainConfig>(read_json_file(file), file);
       EXPECT_EQ(config.role, role) << file;
       EXPECT_EQ(config_from_json<ClassifierTrainConfig>(config_to_json(config), file), config);
-      EXPECT_FALSE(config.augmentation.flip) << file << ": left and right mean something here";
+      const bool mirrors = std::string(data) == "cifar10";
+      EXPECT_EQ(config.augmentation.flip, mirrors)
+          << file << ": left and right mean something in digits and signs";
       return config;
     };
     const ClassifierTrainConfig features = read("features"), measure = read("measure");

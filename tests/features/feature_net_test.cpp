@@ -27,12 +27,19 @@ namespace fs = std::filesystem;
 using testing::TempDir;
 
 ClassifierConfig small_config() {
-  return {.image_size = 20, .classes = 5, .stem_kernel = 5, .stem_stride = 2, .widths = {6, 8, 12}, .blocks = {1, 2, 1},
-          .activation = "silu", .dropout = 0.3, .mean = {0.4, 0.5, 0.6}};
+  return {.image_size = 20,
+          .classes = 5,
+          .stem_kernel = 5,
+          .stem_stride = 2,
+          .widths = {6, 8, 12},
+          .blocks = {1, 2, 1},
+          .activation = "silu",
+          .dropout = 0.3,
+          .mean = {0.4, 0.5, 0.6}};
 }
 
-// Weights and norm statistics by the fill rule, so that no norm is the identity. The rule makes gains small; around 1 the
-// input is still seen in the last layer.
+// Weights and norm statistics by the fill rule, so that no norm is the identity. The rule makes gains small;
+// around 1 the input is still seen in the last layer.
 std::shared_ptr<ClassifierNet> filled_net(const ClassifierConfig& config) {
   auto net = std::make_shared<ClassifierNet>(config);
   const at::NoGradGuard no_grad;
@@ -71,16 +78,19 @@ TEST(ClassifierFeatures, FrozenEqualsEvaluationMode) {
     const auto frozen = load_feature_net(file);
     EXPECT_EQ(frozen->kind(), "classifier");
     EXPECT_EQ(frozen->file_hash(), sha256_file(file.string()));
-    EXPECT_EQ(frozen->taps(), (std::vector<std::string>{"stem", "stage1", "stage2", "stage3", "pool", "logits"}));
+    EXPECT_EQ(frozen->taps(),
+              (std::vector<std::string>{"stem", "stage1", "stage2", "stage3", "pool", "logits"}));
     auto net = filled_net(config);
     net->eval();
     const at::NoGradGuard no_grad;
     const at::Tensor images = testing::input_u("features_test.images", {3, 3, 20, 20});
     const auto want = net->forward(images, frozen->taps()), got = frozen->forward(images, frozen->taps());
-    const std::vector<std::vector<int64_t>> shapes{{3, 6, 10, 10}, {3, 6, 10, 10}, {3, 8, 5, 5}, {3, 12, 3, 3}, {3, 12}, {3, 5}};
+    const std::vector<std::vector<int64_t>> shapes{{3, 6, 10, 10}, {3, 6, 10, 10}, {3, 8, 5, 5},
+                                                   {3, 12, 3, 3},  {3, 12},        {3, 5}};
     for (size_t i = 0; i < shapes.size(); ++i) {
       EXPECT_EQ(got[i].sizes().vec(), shapes[i]);
-      EXPECT_CLOSE(got[i], want[i], 1e-5 * std::max(1.0, want[i].abs().max().item<double>())) << frozen->taps()[i];
+      EXPECT_CLOSE(got[i], want[i], 1e-5 * std::max(1.0, want[i].abs().max().item<double>()))
+          << frozen->taps()[i];
       EXPECT_GT(got[i].std(0).mean().item<double>(), 1e-2) << "different images must look different here";
     }
   }
@@ -92,8 +102,9 @@ TEST(ClassifierFeatures, StemOfItsOwnWidthAtFullSize) {
   config.stem_stride = 1;
   config.stem_width = 4;
   config.halve_first = true;
-  const auto taps = load_feature_net(write_classifier(dir, config))
-                        ->forward(testing::input_u("features_test.images", {1, 3, 20, 20}), {"stem", "stage1", "stage3"});
+  const auto taps =
+      load_feature_net(write_classifier(dir, config))
+          ->forward(testing::input_u("features_test.images", {1, 3, 20, 20}), {"stem", "stage1", "stage3"});
   EXPECT_EQ(taps[0].sizes().vec(), (std::vector<int64_t>{1, 4, 20, 20}));
   EXPECT_EQ(taps[1].sizes().vec(), (std::vector<int64_t>{1, 6, 10, 10}));
   EXPECT_EQ(taps[2].sizes().vec(), (std::vector<int64_t>{1, 12, 3, 3}));
@@ -143,7 +154,8 @@ TEST(ClassifierFeatures, PreprocessingIsTheFilesOwn) {
   config.mean = {0.5, 0.6, 0.7};
   const at::Tensor b = load_feature_net(write_classifier(dir, config))->forward(images + 0.1, {"pool"})[0];
   EXPECT_CLOSE(b, a, 1e-5);
-  EXPECT_FALSE(testing::close(load_feature_net(write_classifier(dir, config))->forward(images, {"pool"})[0], a, 1e-3));
+  EXPECT_FALSE(
+      testing::close(load_feature_net(write_classifier(dir, config))->forward(images, {"pool"})[0], a, 1e-3));
 }
 
 TEST(FeatureNetFile, ErrorsNameTheFile) {
@@ -175,7 +187,8 @@ TEST(Perceptual, ByItsFormula) {
   const at::Tensor b = testing::input_u("features_test.others", {2, 3, 20, 20});
   at::Tensor want = at::zeros({2}, at::kDouble);
   for (const char* tap : {"stem", "stage1", "stage2", "stage3"}) {
-    const at::Tensor x = net->forward(a, {tap})[0].to(at::kDouble), y = net->forward(b, {tap})[0].to(at::kDouble);
+    const at::Tensor x = net->forward(a, {tap})[0].to(at::kDouble),
+                     y = net->forward(b, {tap})[0].to(at::kDouble);
     const at::Tensor nx = x / x.square().sum(1, true).sqrt(), ny = y / y.square().sum(1, true).sqrt();
     want += (nx - ny).square().mean({1, 2, 3});
   }
@@ -219,9 +232,19 @@ class LpipsVgg : public ::testing::Test {
       int slice, index;
       int64_t in, out;
     };
-    for (const Layer& l : std::initializer_list<Layer>{{1, 0, 3, 64}, {1, 2, 64, 64}, {2, 5, 64, 128}, {2, 7, 128, 128},
-             {3, 10, 128, 256}, {3, 12, 256, 256}, {3, 14, 256, 256}, {4, 17, 256, 512}, {4, 19, 512, 512},
-             {4, 21, 512, 512}, {5, 24, 512, 512}, {5, 26, 512, 512}, {5, 28, 512, 512}}) {
+    for (const Layer& l : std::initializer_list<Layer>{{1, 0, 3, 64},
+                                                       {1, 2, 64, 64},
+                                                       {2, 5, 64, 128},
+                                                       {2, 7, 128, 128},
+                                                       {3, 10, 128, 256},
+                                                       {3, 12, 256, 256},
+                                                       {3, 14, 256, 256},
+                                                       {4, 17, 256, 512},
+                                                       {4, 19, 512, 512},
+                                                       {4, 21, 512, 512},
+                                                       {5, 24, 512, 512},
+                                                       {5, 26, 512, 512},
+                                                       {5, 28, 512, 512}}) {
       const std::string base = cat("net.slice", l.slice, ".", l.index);
       tensors_[base + ".weight"] = at::randn({l.out, l.in, 3, 3}) * std::sqrt(2.0 / double(9 * l.in));
       tensors_[base + ".bias"] = at::randn({l.out}) * 0.05;
@@ -247,7 +270,8 @@ class LpipsVgg : public ::testing::Test {
         ++index, ++slice;
       } else {
         const std::string base = cat("net.slice", slice, ".", index);
-        x = at::relu(at::conv2d(x, tensors_[base + ".weight"], tensors_[base + ".bias"], at::IntArrayRef({1, 1}), at::IntArrayRef({1, 1})));
+        x = at::relu(at::conv2d(x, tensors_[base + ".weight"], tensors_[base + ".bias"],
+                                at::IntArrayRef({1, 1}), at::IntArrayRef({1, 1})));
         index += 2, ++convs;
       }
     }
@@ -270,7 +294,8 @@ TEST_F(LpipsVgg, TapsAndDistance) {
   for (size_t i = 0; i < 5; ++i) {
     EXPECT_CLOSE(got[i], x[i], 1e-4) << net->taps()[i];
     const auto unit = [](const at::Tensor& t) { return t / (t.square().sum(1, true).sqrt() + 1e-10); };
-    want += at::conv2d((unit(x[i]) - unit(y[i])).square(), tensors_[cat("lin", i, ".model.1.weight")]).mean({1, 2, 3});
+    want += at::conv2d((unit(x[i]) - unit(y[i])).square(), tensors_[cat("lin", i, ".model.1.weight")])
+                .mean({1, 2, 3});
   }
   EXPECT_CLOSE(perceptual_distance(*net, a, b), want, 1e-4);
   EXPECT_THROW(net->forward(at::rand({1, 3, 8, 32}), {"relu1_2"}), InputError);

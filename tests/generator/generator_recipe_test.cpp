@@ -27,6 +27,7 @@ GeneratorTrainConfig small_config(int64_t steps) {
   config.batch_size = 16;
   config.optimizer.learning_rate = 3e-3, config.optimizer.warmup = 4;
   config.loop.steps = steps, config.loop.log_every = 5;
+  config.dtype = "float32";
   return config;
 }
 
@@ -57,6 +58,55 @@ TEST(GeneratorRecipe, TenStepsAreFiveSavedLoadedAndFive) {
   const TensorMap a = state_of(*whole), b = state_of(*second);
   ASSERT_EQ(a.size(), b.size());
   for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
+}
+
+// Timing both precisions leaves no trace: the run is the one that begins with the chosen precision.
+TEST(GeneratorRecipe, AutomaticPrecisionChoosesAndLeavesNoTrace) {
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    GeneratorTrainConfig config = small_config(4);
+    config.model.dropout = 0.2;
+    config.dtype = dtype;
+    const auto given = make_generator_recipe(config, class_patterns(), nullptr, {}, {});
+    for (int64_t s = 0; s < 4; ++s) given->step(s);
+    config.dtype = "auto";
+    const auto chosen = make_generator_recipe(config, class_patterns(), nullptr, {}, {});
+    const DtypeChoice choice = choose_dtype(*chosen);
+    EXPECT_EQ(chosen->dtype(), choice.dtype);
+    EXPECT_GT(choice.float32_seconds, 0);
+    EXPECT_GT(choice.bfloat16_seconds, 0);
+    chosen->set_dtype(dtype);
+    for (int64_t s = 0; s < 4; ++s) chosen->step(s);
+    const TensorMap a = state_of(*given), b = state_of(*chosen);
+    ASSERT_EQ(a.size(), b.size());
+    for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << dtype << ": " << name;
+  }
+}
+
+TEST(GeneratorRecipe, WeightsThatDoNotFitTheirTypeAreNotWritten) {
+  const testing::TempDir dir;
+  GeneratorTrainConfig config = small_config(1);
+  config.optimizer.learning_rate = 1e9, config.optimizer.warmup = 0;
+  config.ema.decay = 0;
+  const auto recipe = make_generator_recipe(config, class_patterns(), nullptr, {}, {});
+  try {
+    run_training(*recipe, dir / "out", false);
+    FAIL() << "weights near 1e9 became infinite float16 ones";
+  } catch (const RunError& e) {
+    EXPECT_NE(std::string(e.what()).find("not finite in float16"), std::string::npos) << e.what();
+  }
+  EXPECT_FALSE(std::filesystem::exists(dir / "out/model"));
+}
+
+TEST(GeneratorRecipe, MaskLawsHaveBounds) {
+  for (double GeneratorTrainConfig::*key :
+       {&GeneratorTrainConfig::mask_alpha, &GeneratorTrainConfig::mask_beta})
+    for (const double value : {0.0, 1001.0, 1e30}) {
+      GeneratorTrainConfig config = small_config(1);
+      config.*key = value;
+      EXPECT_THROW(config.validate(), InputError) << value;
+      config.*key = 1000;
+      EXPECT_NO_THROW(config.validate());
+    }
 }
 
 TEST(GeneratorRecipe, AccumulationSplitsTheBatch) {

@@ -1,4 +1,5 @@
-// The transformer against the recorded reference (tests/golden/data/README.md: uvit_class, uvit_text, uvit_large).
+// The transformer against the recorded reference (tests/golden/data/README.md: uvit_class, uvit_text,
+// uvit_large).
 #include "core/generator/transformer.h"
 
 #include <ATen/ATen.h>
@@ -6,6 +7,7 @@
 
 #include "core/generator/generator_recipe.h"
 #include "core/generator/masking.h"
+#include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
 #include "support/support.h"
 
@@ -16,8 +18,17 @@ using testing::fill_procedural;
 using testing::golden;
 
 GeneratorConfig small_config(const std::string& condition) {
-  return {.width = 64, .depth = 4, .heads = 4, .codes = 32, .grid_height = 4, .grid_width = 4, .condition = condition,
-          .classes = 10, .text_width = 48, .text_tokens = 77, .dropout = 0.1};
+  return {.width = 64,
+          .depth = 4,
+          .heads = 4,
+          .codes = 32,
+          .grid_height = 4,
+          .grid_width = 4,
+          .condition = condition,
+          .classes = 10,
+          .text_width = 48,
+          .text_tokens = 77,
+          .dropout = 0.1};
 }
 
 Generator small_generator(const std::string& condition) {
@@ -77,7 +88,8 @@ TEST(Transformer, LossAndGradientsMatchReference) {
   EXPECT_EQ(compared, 21);
   const auto norms = nlohmann::json::parse(g.metadata.at("grad_norms"));
   for (const auto& item : net->named_parameters())
-    EXPECT_NEAR(item.value().grad().norm().item<double>(), norms.at(item.key()).get<double>(), 1e-4) << item.key();
+    EXPECT_NEAR(item.value().grad().norm().item<double>(), norms.at(item.key()).get<double>(), 1e-4)
+        << item.key();
   // The tied head is detached: codes that are not in the input get no gradient at all.
   const at::Tensor word_grad = net->named_parameters()["token_emb.word_embeddings.weight"].grad();
   for (int64_t id = 0; id < 33; ++id) {
@@ -117,8 +129,9 @@ TEST(Transformer, HeadOnSomeRowsEqualsHeadOnAll) {
 }
 
 TEST(Transformer, RefusesImpossibleConfigs) {
-  for (auto change : {+[](GeneratorConfig& c) { c.heads = 5; }, +[](GeneratorConfig& c) { c.depth = 3; },
-                      +[](GeneratorConfig& c) { c.condition = "image"; }, +[](GeneratorConfig& c) { c.codes = 0; }}) {
+  for (auto change :
+       {+[](GeneratorConfig& c) { c.heads = 5; }, +[](GeneratorConfig& c) { c.depth = 3; },
+        +[](GeneratorConfig& c) { c.condition = "image"; }, +[](GeneratorConfig& c) { c.codes = 0; }}) {
     GeneratorConfig config = small_config("class");
     change(config);
     EXPECT_THROW(Generator{config}, InputError);
@@ -132,7 +145,27 @@ TEST(Masking, LawsHaveTheirMeans) {
   // Standard errors at n = 200,000 are below 0.001.
   EXPECT_NEAR(draw_mask_ratios("beta", 12, 3, n, generator).mean().item<double>(), 0.8, 0.003);
   EXPECT_NEAR(draw_mask_ratios("cosine", 12, 3, n, generator).mean().item<double>(), 2 / M_PI, 0.003);
-  EXPECT_NEAR(draw_mask_ratios("mixed", 12, 3, n, generator).mean().item<double>(), (0.8 + 2 / M_PI) / 2, 0.003);
+  EXPECT_NEAR(draw_mask_ratios("mixed", 12, 3, n, generator).mean().item<double>(), (0.8 + 2 / M_PI) / 2,
+              0.003);
+}
+
+TEST(Generator, ItsShapesFollowFromItsConfig) {
+  for (const char* condition : {"class", "text"}) {
+    const GeneratorConfig config{.width = 24,
+                                 .depth = 4,
+                                 .heads = 3,
+                                 .codes = 10,
+                                 .grid_height = 3,
+                                 .grid_width = 5,
+                                 .condition = condition,
+                                 .classes = 7,
+                                 .text_width = 11,
+                                 .text_tokens = 2};
+    ShapeMap registered;
+    for (const auto& [name, tensor] : module_state(*Generator(config)))
+      registered[name] = tensor.sizes().vec();
+    EXPECT_EQ(generator_shapes(config), registered) << condition;
+  }
 }
 
 }  // namespace

@@ -30,7 +30,8 @@ TEST(GzipTest, OutputIsBounded) {
   const std::string text(1'000'000, '\0');
   const std::string bomb = testing::gzip(text);
   EXPECT_LT(bomb.size(), 2000u);
-  expect_input_error([&] { gunzip(as_bytes(bomb), "f.gz", 999'999); }, {"f.gz", "more than the 999999 bytes"});
+  expect_input_error([&] { gunzip(as_bytes(bomb), "f.gz", 999'999); },
+                     {"f.gz", "more than the 999999 bytes"});
   EXPECT_EQ(gunzip(as_bytes(bomb), "f.gz", 1'000'000).size(), 1'000'000u);
   // Two members together are over the limit.
   expect_input_error([&] { gunzip(as_bytes(bomb + bomb), "f.gz", 1'500'000); }, {"more than"});
@@ -45,8 +46,14 @@ TEST(GzipTest, DamageIsNoticed) {
   for (int i = 0; i < 3000; ++i) text += std::to_string(i * i);
   const std::string packed = testing::gzip(text);
   for (size_t size = 0; size < packed.size(); size += size < 40 ? 1 : 61)
-    expect_input_error([&] { gunzip(as_bytes(std::string_view(packed).substr(0, size)), "f", 1 << 20); }, {"f: "}, cat("size ", size));
+    expect_input_error([&] { gunzip(as_bytes(std::string_view(packed).substr(0, size)), "f", 1 << 20); },
+                       {"f: "}, cat("size ", size));
   expect_input_error([&] { gunzip(as_bytes(packed + "tail"), "f", 1 << 20); }, {"follow"});
+  EXPECT_EQ(gunzip_start(as_bytes(packed), "f", 5), text.substr(0, 5));
+  EXPECT_EQ(gunzip_start(as_bytes(packed), "f", text.size() + 9), text);
+  EXPECT_EQ(gunzip_start(as_bytes(std::string_view(packed).substr(0, 10)), "f", 5),
+            "");  // nothing but the gzip header
+  expect_input_error([&] { gunzip_start(as_bytes("no gzip"), "f", 5); }, {"f: is not"});
   Damage damage(1);
   for (int i = 0; i < 2000; ++i) {
     try {
@@ -58,8 +65,9 @@ TEST(GzipTest, DamageIsNoticed) {
 }
 
 TEST(TarTest, ListsRegularFilesOnly) {
-  const std::string archive = tar_entry("top/", "", '5') + tar_entry("top/a.txt", "alpha") + tar_entry("link", "", '2') +
-                              tar_entry("top/old", "beta", '\0') + tar_entry("./top/empty", "") +
+  const std::string archive = tar_entry("top/", "", '5') + tar_entry("top/a.txt", "alpha") +
+                              tar_entry("link", "", '2') + tar_entry("top/old", "beta", '\0') +
+                              tar_entry("./top/empty", "") +
                               tar_entry("b.txt", std::string(512, 'b'), '0', "a/long/prefix") + tar_end();
   const auto entries = list_tar(as_bytes(archive), "x.tar");
   ASSERT_EQ(entries.size(), 4u);
@@ -78,19 +86,27 @@ TEST(TarTest, LongNames) {
   const std::string body = "path=" + name + "\n";
   std::string record = cat(body.size() + 4, " ", body);
   ASSERT_EQ(std::stoul(record), record.size());
-  const std::string pax = tar_entry("PaxHeader", "11 comment=\n" "24 mtime=1234567890.12345\n" + record, 'x');
+  const std::string pax = tar_entry("PaxHeader",
+                                    "11 comment=\n"
+                                    "24 mtime=1234567890.12345\n" +
+                                        record,
+                                    'x');
   const std::string broken_pax = tar_entry("PaxHeader", record, 'x');
-  const auto entries = list_tar(as_bytes(tar_entry("././@LongLink", name + '\0', 'L') + tar_entry("cut", "gnu") + broken_pax +
-                                         tar_entry("cut", "pax") + tar_entry("plain", "p") + tar_end()), "x");
+  const auto entries =
+      list_tar(as_bytes(tar_entry("././@LongLink", name + '\0', 'L') + tar_entry("cut", "gnu") + broken_pax +
+                        tar_entry("cut", "pax") + tar_entry("plain", "p") + tar_end()),
+               "x");
   ASSERT_EQ(entries.size(), 3u);
   EXPECT_EQ(entries[0].name, name);
   EXPECT_EQ(entries[1].name, name);
   EXPECT_EQ(entries[2].name, "plain");
-  expect_input_error([&] { list_tar(as_bytes(pax + tar_entry("a", "")), "x"); }, {"broken pax"});  // 11 is not its length
+  expect_input_error([&] { list_tar(as_bytes(pax + tar_entry("a", "")), "x"); },
+                     {"broken pax"});  // 11 is not its length
 }
 
 TEST(TarTest, NamesAreOnlyStrings) {
-  const auto entries = list_tar(as_bytes(tar_entry("../../etc/passwd", "x") + tar_entry("/abs", "y") + tar_end()), "x");
+  const auto entries =
+      list_tar(as_bytes(tar_entry("../../etc/passwd", "x") + tar_entry("/abs", "y") + tar_end()), "x");
   ASSERT_EQ(entries.size(), 2u);
   EXPECT_EQ(entries[0].name, "../../etc/passwd");
   EXPECT_EQ(entries[1].name, "/abs");
@@ -113,10 +129,12 @@ TEST(TarTest, HostileArchives) {
   refuse(tar_entry("n", "name", 'L'), "without its file");
   refuse(tar_entry("s", "data", 'S') + tar_end(), "sparse");
   refuse(tar_entry("p", "22 GNU.sparse.major=1\n", 'x') + tar_entry("s", "data") + tar_end(), "sparse");
-  for (const char* pax : {"5 a=b", "99 path=x\n", "0 path=x\n", "x path=x\n", "10 pathxx\n", "13 size=abc\n", "18446744073709551615 a=b\n"})
+  for (const char* pax : {"5 a=b", "99 path=x\n", "0 path=x\n", "x path=x\n", "10 pathxx\n", "13 size=abc\n",
+                          "18446744073709551615 a=b\n"})
     refuse(tar_entry("p", pax, 'x') + tar_entry("a", ""), "pax");
   // A size from pax that wraps around when it is rounded up to blocks.
-  refuse(tar_entry("p", "29 size=18446744073709551615\n", 'x') + tar_entry("a", "1") + tar_end(), "cut short");
+  refuse(tar_entry("p", "29 size=18446744073709551615\n", 'x') + tar_entry("a", "1") + tar_end(),
+         "cut short");
   // Binary sizes beyond 64 bits, with a correct checksum.
   std::string header = tar_header("a", 0, '0');
   header.replace(124, 12, 12, '\xff');
@@ -131,8 +149,8 @@ TEST(TarTest, HostileArchives) {
 }
 
 TEST(TarTest, DamagedArchivesNeverLeaveTheBytes) {
-  const std::string archive = tar_entry("n", "11 path=ab\n", 'x') + tar_entry("a/b.jpg", "1234") + tar_entry("L", "long", 'L') +
-                              tar_entry("c", std::string(700, 'c')) + tar_end();
+  const std::string archive = tar_entry("n", "11 path=ab\n", 'x') + tar_entry("a/b.jpg", "1234") +
+                              tar_entry("L", "long", 'L') + tar_entry("c", std::string(700, 'c')) + tar_end();
   const auto inspect = [](const std::string& bytes) {
     try {
       for (const TarEntry& entry : list_tar(as_bytes(bytes), "x")) {

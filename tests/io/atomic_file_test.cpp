@@ -75,7 +75,8 @@ TEST(AtomicFileTest, FullDiskIsARunError) {
     write_file_atomic("/dev/full", "x");
     ADD_FAILURE() << "no error";
   } catch (const RunError& error) {
-    EXPECT_NE(std::string(error.what()).find("/dev/full: no space left on device"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("/dev/full: no space left on device"), std::string::npos)
+        << error.what();
   }
 }
 

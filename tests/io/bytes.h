@@ -20,7 +20,8 @@ inline std::span<const std::byte> as_bytes(std::string_view text) {
 
 inline std::string from_hex(std::string_view hex) {
   std::string out;
-  for (size_t i = 0; i + 1 < hex.size(); i += 2) out += static_cast<char>(std::stoi(std::string(hex.substr(i, 2)), nullptr, 16));
+  for (size_t i = 0; i + 1 < hex.size(); i += 2)
+    out += static_cast<char>(std::stoi(std::string(hex.substr(i, 2)), nullptr, 16));
   return out;
 }
 
@@ -51,20 +52,24 @@ inline Image test_image(int width, int height, uint8_t tint = 0) {
   image.height = height;
   for (int y = 0; y < height; ++y)
     for (int x = 0; x < width; ++x)
-      for (const int v : {x * 7 + tint, y * 11, (x * y) ^ (x < y ? 255 : 0)}) image.rgb.push_back(static_cast<uint8_t>(v));
+      for (const int v : {x * 7 + tint, y * 11, (x * y) ^ (x < y ? 255 : 0)})
+        image.rgb.push_back(static_cast<uint8_t>(v));
   return image;
 }
 
 // Runs `call`, which must throw an InputError whose one-line message holds every given part.
 template <class Call>
-void expect_input_error(Call call, std::initializer_list<const char*> parts, const std::string& context = "") {
+void expect_input_error(Call call, std::initializer_list<const char*> parts,
+                        const std::string& context = "") {
   try {
     call();
     ADD_FAILURE() << context << ": no error";
   } catch (const InputError& error) {
     const std::string message = error.what();
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-    for (const char* part : parts) EXPECT_NE(message.find(part), std::string::npos) << context << ": \"" << part << "\" is not in: " << message;
+    for (const char* part : parts)
+      EXPECT_NE(message.find(part), std::string::npos)
+          << context << ": \"" << part << "\" is not in: " << message;
   }
 }
 

@@ -18,14 +18,17 @@ using testing::from_hex;
 using testing::test_image;
 
 void put_u32(std::string& bytes, size_t at, uint32_t value) {
-  for (int i = 0; i < 4; ++i) bytes[at + static_cast<size_t>(i)] = static_cast<char>(value >> (24 - 8 * i) & 0xff);
+  for (int i = 0; i < 4; ++i)
+    bytes[at + static_cast<size_t>(i)] = static_cast<char>(value >> (24 - 8 * i) & 0xff);
 }
 
 std::string png_chunk(const std::string& type, const std::string& data) {
   std::string out(4, '\0');
   put_u32(out, 0, static_cast<uint32_t>(data.size()));
   out += type + data + std::string(4, '\0');
-  put_u32(out, out.size() - 4, static_cast<uint32_t>(crc32(0, reinterpret_cast<const Bytef*>(out.data()) + 4, static_cast<uInt>(4 + data.size()))));
+  put_u32(out, out.size() - 4,
+          static_cast<uint32_t>(
+              crc32(0, reinterpret_cast<const Bytef*>(out.data()) + 4, static_cast<uInt>(4 + data.size()))));
   return out;
 }
 
@@ -88,9 +91,11 @@ TEST(PngTest, RoundTripOverSizesAndLevels) {
 }
 
 TEST(PngTest, FiltersAreChosenByRow) {
-  // A gradient along x costs nothing after "sub", one along y nothing after "up"; noise is best left alone or nearly so.
+  // A gradient along x costs nothing after "sub", one along y nothing after "up"; noise is best left alone or
+  // nearly so.
   Image image = test_image(64, 64);
-  for (size_t i = 0; i < image.rgb.size(); ++i) image.rgb[i] = static_cast<uint8_t>(i / 3 % 64 * 4 + i / 192 * 3);
+  for (size_t i = 0; i < image.rgb.size(); ++i)
+    image.rgb[i] = static_cast<uint8_t>(i / 3 % 64 * 4 + i / 192 * 3);
   EXPECT_LT(encode_png(image).size(), 400u);
   EXPECT_EQ(encode_png(image), encode_png(image));
 }
@@ -115,7 +120,8 @@ TEST(PngTest, TextRoundTrip) {
 
 TEST(PngTest, TextThatCannotBeWritten) {
   const Image image = test_image(2, 2);
-  for (const std::string& key : {std::string(), std::string(80, 'k'), std::string(" x"), std::string("a\nb"), std::string("\xe7\x8c\xab")})
+  for (const std::string& key : {std::string(), std::string(80, 'k'), std::string(" x"), std::string("a\nb"),
+                                 std::string("\xe7\x8c\xab")})
     EXPECT_THROW(encode_png(image, {{key, "v"}}), RunError) << key;
   EXPECT_THROW(encode_png(image, {{"k", std::string("a\0b", 3)}}), RunError);
   Image broken = image;
@@ -132,19 +138,29 @@ TEST(PngTest, CompressedText) {
   const auto deflate = [](const std::string& text) {
     uLongf size = compressBound(static_cast<uLong>(text.size()));
     std::string out(size, '\0');
-    compress(reinterpret_cast<Bytef*>(out.data()), &size, reinterpret_cast<const Bytef*>(text.data()), static_cast<uLong>(text.size()));
+    compress(reinterpret_cast<Bytef*>(out.data()), &size, reinterpret_cast<const Bytef*>(text.data()),
+             static_cast<uLong>(text.size()));
     out.resize(size);
     return out;
   };
   const auto text_of = [](const std::string& png) { return decode_png_text(as_bytes(png), "t.png"); };
-  EXPECT_EQ(text_of(with("zTXt", std::string("k\0\0", 3) + deflate("caf\xe9"))), (TextChunks{{"k", "caf\xc3\xa9"}}));
-  EXPECT_EQ(text_of(with("iTXt", std::string("k\0\1\0en\0K\0", 9) + deflate("\xe7\x8c\xab"))), (TextChunks{{"k", "\xe7\x8c\xab"}}));
-  for (const auto& [type, data] : std::vector<std::pair<std::string, std::string>>{
-           {"tEXt", "no end"}, {"tEXt", ""}, {"zTXt", std::string("k\0", 2)}, {"zTXt", std::string("k\0\1x", 4)},
-           {"zTXt", std::string("k\0\0junk", 7)}, {"iTXt", std::string("k\0\0\0", 4)}, {"iTXt", std::string("k\0\2\0\0\0", 6)}})
+  EXPECT_EQ(text_of(with("zTXt", std::string("k\0\0", 3) + deflate("caf\xe9"))),
+            (TextChunks{{"k", "caf\xc3\xa9"}}));
+  EXPECT_EQ(text_of(with("iTXt", std::string("k\0\1\0en\0K\0", 9) + deflate("\xe7\x8c\xab"))),
+            (TextChunks{{"k", "\xe7\x8c\xab"}}));
+  for (const auto& [type, data] :
+       std::vector<std::pair<std::string, std::string>>{{"tEXt", "no end"},
+                                                        {"tEXt", ""},
+                                                        {"zTXt", std::string("k\0", 2)},
+                                                        {"zTXt", std::string("k\0\1x", 4)},
+                                                        {"zTXt", std::string("k\0\0junk", 7)},
+                                                        {"iTXt", std::string("k\0\0\0", 4)},
+                                                        {"iTXt", std::string("k\0\2\0\0\0", 6)}})
     expect_input_error([&] { text_of(with(type, data)); }, {"t.png"}, type);
   // 16 MiB and one byte.
-  expect_input_error([&] { text_of(with("zTXt", std::string("k\0\0", 3) + deflate(std::string((16 << 20) + 1, 'x')))); }, {"more than"});
+  expect_input_error(
+      [&] { text_of(with("zTXt", std::string("k\0\0", 3) + deflate(std::string((16 << 20) + 1, 'x')))); },
+      {"more than"});
 }
 
 TEST(PngTest, DamageIsNoticed) {
@@ -178,9 +194,17 @@ TEST(PngTest, DamageBehindTheChecksums) {
 
 TEST(PngTest, SizeIsCheckedBeforeMemoryIsAsked) {
   std::string header = encode_png(test_image(2, 2)).substr(16, 13);
+  const auto decode = [&] {
+    const std::string png = encode_png(test_image(2, 2)).substr(0, 8) + png_chunk("IHDR", header) +
+                            png_chunk("IDAT", "") + png_chunk("IEND", "");
+    decode_image(as_bytes(png), "wide.png");
+  };
   put_u32(header, 0, 16385);
-  const std::string png = encode_png(test_image(2, 2)).substr(0, 8) + png_chunk("IHDR", header) + png_chunk("IDAT", "") + png_chunk("IEND", "");
-  expect_input_error([&] { decode_image(as_bytes(png), "wide.png"); }, {"wide.png"});
+  expect_input_error(decode, {"wide.png: an image of 16385x2 is outside the limits of 16384 per side"});
+  put_u32(header, 4, 0xffffffff);
+  expect_input_error(decode, {"wide.png: an image of 16385x4294967295 is outside"});
+  header.pop_back();
+  expect_input_error(decode, {"wide.png", "IHDR has 12 bytes"});
 }
 
 TEST(PnmTest, ReadsItsKinds) {
@@ -195,8 +219,10 @@ TEST(PnmTest, ReadsItsKinds) {
 }
 
 TEST(PnmTest, HostileFiles) {
-  for (const char* text : {"P5", "P5 ", "P5 2 2 255\nab", "P5 0 2 255\n", "P6 99999 1 255\n", "P6 16384 16384 255\nabc", "P5 1 1 0\na", "P5 1 1 70000\na",
-                           "P2 1 1 7 8", "P2 2 2 255 1 2 3", "P2 1 1 255 9999999", "P3 1 1 255 1 2 x", "P5 -1 1 255\na", "P1 1 1 0", "P5 1 1 255"})
+  for (const char* text :
+       {"P5", "P5 ", "P5 2 2 255\nab", "P5 0 2 255\n", "P6 99999 1 255\n", "P6 16384 16384 255\nabc",
+        "P5 1 1 0\na", "P5 1 1 70000\na", "P2 1 1 7 8", "P2 2 2 255 1 2 3", "P2 1 1 255 9999999",
+        "P3 1 1 255 1 2 x", "P5 -1 1 255\na", "P1 1 1 0", "P5 1 1 255"})
     EXPECT_FALSE(decodes(text)) << text;
 }
 
@@ -210,9 +236,24 @@ TEST(ImageTest, OtherBytes) {
   EXPECT_FALSE(decodes("\xff\xd8\xff"));
 }
 
+TEST(ImageTest, HugeBmpAndGifAreNamedInOurWords) {
+  std::string bmp(
+      "BM\x3a\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x01\0\0\x7f\x01\0\0\x7f\x01\0\x18\0\0\0\0\0\x04\0\0\0\0\0\0\0"
+      "\0\0\0\0\0\0\0\0\0\0\0\0\x03\x02\x01\0",
+      58);
+  expect_input_error([&] { decode_image(as_bytes(bmp), "b.bmp"); }, {"b.bmp: ", "limits of 16384 per side"});
+  const std::string gif =
+      from_hex("474946383961ffffffff800000010203ffffff2c0000000001000100000202024401003b");
+  expect_input_error([&] { decode_image(as_bytes(gif), "g.gif"); },
+                     {"g.gif: an image of 65535x65535 is outside the limits of 16384 per side"});
+}
+
 // BMP and GIF files from here: a 24-bit BMP by hand and the smallest GIF.
 TEST(ImageTest, BmpAndGif) {
-  std::string bmp("BM\x3a\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x01\0\0\0\x01\0\0\0\x01\0\x18\0\0\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x03\x02\x01\0", 58);
+  std::string bmp(
+      "BM\x3a\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x01\0\0\0\x01\0\0\0\x01\0\x18\0\0\0\0\0\x04\0\0\0\0\0\0\0\0\0"
+      "\0\0\0\0\0\0\0\0\0\0\x03\x02\x01\0",
+      58);
   EXPECT_EQ(decode_image(as_bytes(bmp), "x").rgb, (std::vector<uint8_t>{1, 2, 3}));
   const std::string gif = from_hex("47494638396101000100800000010203ffffff2c00000000010001000002024401003b");
   EXPECT_EQ(decode_image(as_bytes(gif), "x").rgb, (std::vector<uint8_t>{1, 2, 3}));
@@ -223,6 +264,14 @@ TEST(ImageTest, BmpAndGif) {
   }
   for (size_t size = 0; size < bmp.size(); ++size) decodes(bmp.substr(0, size));
   for (size_t size = 0; size < gif.size(); ++size) decodes(gif.substr(0, size));
+}
+
+// A header that promises 16384 x 16384 pixels in a few bytes is turned away before they are allocated.
+TEST(StbTest, SizesAreHeldAgainstTheFile) {
+  std::string gif("GIF89a\x00\x40\x00\x40\x00\x00\x00", 13);
+  gif += std::string(";");
+  expect_input_error([&] { decode_image(as_bytes(gif), "f.gif"); },
+                     {"f.gif", "14 bytes cannot hold an image of 16384x16384"});
 }
 
 }  // namespace

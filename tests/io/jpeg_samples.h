@@ -1,5 +1,5 @@
-// Small JPEG files written by Pillow 13.0.0 (libjpeg-turbo 3) and the CRC-32 of the RGB pixels that Pillow decodes from them,
-// each 21 x 17 pixels.
+// Small JPEG files written by Pillow 13.0.0 (libjpeg-turbo 3) and the CRC-32 of the RGB pixels that Pillow
+// decodes from them, each 21 x 17 pixels.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,8 @@
 #include "core/io/resample.h"
 
+#include <zlib.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -39,7 +42,8 @@ std::vector<uint8_t> sliced(const Image& image, int stride) {
   std::vector<uint8_t> out;
   for (int y = 0; y < image.height; y += stride)
     for (int x = 0; x < image.width; x += stride)
-      for (int c = 0; c < 3; ++c) out.push_back(image.rgb[(static_cast<size_t>(y) * image.width + x) * 3 + c]);
+      for (int c = 0; c < 3; ++c)
+        out.push_back(image.rgb[(static_cast<size_t>(y) * image.width + x) * 3 + c]);
   return out;
 }
 
@@ -68,7 +72,8 @@ TEST_F(Preprocess, AdmTransformEqualsPillow) {
     EXPECT_EQ(sliced(result, stride), stored(key)) << key;
     EXPECT_EQ(sliced(adm_center_crop(smooth_image(noise), size), stride), stored(key + ".smooth")) << key;
     if (size != 256) continue;
-    EXPECT_EQ(std::vector<uint8_t>(result.rgb.begin(), result.rgb.begin() + 3 * 256), stored(key + ".row0")) << key;
+    EXPECT_EQ(std::vector<uint8_t>(result.rgb.begin(), result.rgb.begin() + 3 * 256), stored(key + ".row0"))
+        << key;
     int64_t sum = 0, expected = 0;
     for (const uint8_t value : result.rgb) sum += value;
     std::memcpy(&expected, stored(key + ".sum").data(), 8);
@@ -85,7 +90,8 @@ TEST_F(Preprocess, FiltersEqualPillow) {
     int width = 0, height = 0;
     if (std::sscanf(entry.name.c_str(), "filter.%15[a-z]_%dx%d", filter, &width, &height) != 3) continue;
     ++cases;
-    const Image result = resample(image, width, height, std::string(filter) == "box" ? Filter::kBox : Filter::kBicubic);
+    const Image result =
+        resample(image, width, height, std::string(filter) == "box" ? Filter::kBox : Filter::kBicubic);
     EXPECT_EQ(result.rgb, stored(entry.name)) << entry.name;
   }
   EXPECT_EQ(cases, 10);
@@ -126,7 +132,9 @@ TEST(CropTest, TakesTheWindow) {
   const Image part = crop(image, 2, 1, 3, 2);
   ASSERT_EQ(part.rgb.size(), 18u);
   for (int y = 0; y < 2; ++y)
-    for (int i = 0; i < 9; ++i) EXPECT_EQ(part.rgb[static_cast<size_t>(y * 9 + i)], image.rgb[static_cast<size_t>((y + 1) * 18 + 6 + i)]);
+    for (int i = 0; i < 9; ++i)
+      EXPECT_EQ(part.rgb[static_cast<size_t>(y * 9 + i)],
+                image.rgb[static_cast<size_t>((y + 1) * 18 + 6 + i)]);
   EXPECT_EQ(crop(image, 0, 0, 6, 4).rgb, image.rgb);
   EXPECT_THROW(crop(image, 4, 0, 3, 1), RunError);
   EXPECT_THROW(crop(image, -1, 0, 3, 1), RunError);
@@ -138,8 +146,33 @@ TEST(FlipTest, MirrorsAndIsItsOwnInverse) {
   const Image image = testing::test_image(5, 3);
   const Image mirrored = flip_horizontal(image);
   EXPECT_NE(mirrored.rgb, image.rgb);
-  for (int c = 0; c < 3; ++c) EXPECT_EQ(mirrored.rgb[static_cast<size_t>(c)], image.rgb[static_cast<size_t>(12 + c)]);
+  for (int c = 0; c < 3; ++c)
+    EXPECT_EQ(mirrored.rgb[static_cast<size_t>(c)], image.rgb[static_cast<size_t>(12 + c)]);
   EXPECT_EQ(flip_horizontal(mirrored).rgb, image.rgb);
+}
+
+// Made with Pillow 13.0.0: Image.fromarray(channel.astype(float32), "F").resize((width, height), BICUBIC) of
+// each channel; CRC-32 of the three planes as little-endian float32.
+TEST(ResizeFloatTest, EqualsPillowToTheBit) {
+  struct Case {
+    int in_width, in_height, width, height;
+    uint32_t crc;
+    double least;
+  };
+  for (const Case& c :
+       {Case{53, 37, 299, 299, 376699286u, -34.114158630371094},
+        Case{40, 300, 31, 20, 137438267u, -5.884085655212402},  // columns first
+        Case{64, 64, 299, 299, 709708266u, -32.51469802856445}, Case{299, 299, 299, 299, 758439063u, 0.0},
+        Case{500, 375, 299, 299, 3675675400u, -17.523176193237305},
+        Case{30, 20, 30, 7, 3061917208u, -7.410059928894043}, Case{30, 20, 7, 20, 144753634u, 0.0}}) {
+    const std::vector<float> out =
+        resize_bicubic_float(testing::test_image(c.in_width, c.in_height), c.width, c.height);
+    ASSERT_EQ(out.size(), static_cast<size_t>(c.width) * c.height * 3);
+    EXPECT_EQ(static_cast<double>(*std::min_element(out.begin(), out.end())), c.least);
+    EXPECT_EQ(crc32(0, reinterpret_cast<const Bytef*>(out.data()), static_cast<uInt>(out.size() * 4)), c.crc)
+        << c.in_width << "x" << c.in_height << " to " << c.width << "x" << c.height;
+  }
+  EXPECT_THROW(resize_bicubic_float(testing::test_image(4, 4), 0, 4), RunError);
 }
 
 }  // namespace

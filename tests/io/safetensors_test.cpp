@@ -15,7 +15,8 @@ using testing::TempDir;
 
 std::string file_of(const std::string& header, const std::string& data) {
   std::string out;
-  for (int i = 0; i < 8; ++i) out += static_cast<char>(static_cast<uint64_t>(header.size()) >> (8 * i) & 0xff);
+  for (int i = 0; i < 8; ++i)
+    out += static_cast<char>(static_cast<uint64_t>(header.size()) >> (8 * i) & 0xff);
   return out + header + data;
 }
 
@@ -58,7 +59,8 @@ TEST(SafetensorsTest, RoundTrip) {
   EXPECT_EQ(std::memcmp(file.data(file.at("f \"x\"")), floats, sizeof floats), 0);
   EXPECT_EQ(std::memcmp(file.data(file.at("s")), &scalar, 8), 0);
   EXPECT_EQ(bytes_of(file, "b"), std::string("\x01\x02\xff"));
-  for (const TensorEntry& entry : file.entries()) EXPECT_EQ(entry.begin % size_of(entry.dtype), 0u) << entry.name;
+  for (const TensorEntry& entry : file.entries())
+    EXPECT_EQ(entry.begin % size_of(entry.dtype), 0u) << entry.name;
   EXPECT_EQ(file.find("nothing"), nullptr);
   expect_input_error([&] { file.at("nothing"); }, {path.c_str(), "\"nothing\""});
 
@@ -95,7 +97,8 @@ TEST(SafetensorsTest, WriterRefusesContradictions) {
   const auto path = dir / "a";
   EXPECT_THROW(write_safetensors(path, {{"x", DType::kF32, {3}, x, 8}}, {}), RunError);
   EXPECT_THROW(write_safetensors(path, {{"x", DType::kF32, {-2}, x, 8}}, {}), RunError);
-  EXPECT_THROW(write_safetensors(path, {{"x", DType::kF32, {2}, x, 8}, {"x", DType::kF32, {2}, x, 8}}, {}), RunError);
+  EXPECT_THROW(write_safetensors(path, {{"x", DType::kF32, {2}, x, 8}, {"x", DType::kF32, {2}, x, 8}}, {}),
+               RunError);
   EXPECT_THROW(write_safetensors(path, {{"__metadata__", DType::kF32, {2}, x, 8}}, {}), RunError);
   EXPECT_THROW(write_safetensors(path, {{"\xff", DType::kF32, {2}, x, 8}}, {}), RunError);
   EXPECT_THROW(write_safetensors(path, {{"x", DType::kF32, {2}, x, 8}}, {{"k", "\xc3"}}), RunError);
@@ -115,7 +118,8 @@ TEST_P(SafetensorsBadHeader, IsRefusedWithItsReason) {
   const TempDir dir;
   const auto path = dir / "bad.safetensors";
   write_file_atomic(path, file_of(GetParam().header, std::string(GetParam().data_size, 'x')));
-  expect_input_error([&] { SafetensorsFile::open(path); }, {path.c_str(), GetParam().message}, GetParam().name);
+  expect_input_error([&] { SafetensorsFile::open(path); }, {path.c_str(), GetParam().message},
+                     GetParam().name);
 }
 
 constexpr BadHeader kBadHeaders[] = {
@@ -123,23 +127,38 @@ constexpr BadHeader kBadHeaders[] = {
     {"data too long", R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})", 17, "take 16 bytes"},
     {"size is not the shape's", R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,16]}})", 16, "need 12"},
     {"reversed range", R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[4,0]}})", 0, "[4, 0)"},
-    {"overlap", R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})", 6, "overlap"},
-    {"same bytes twice", R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})", 4, "overlap"},
-    {"hole", R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}})", 6, "hole"},
+    {"overlap",
+     R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})",
+     6, "overlap"},
+    {"same bytes twice",
+     R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})",
+     4, "overlap"},
+    {"hole",
+     R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[4,6]}})",
+     6, "hole"},
     {"hole in front", R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})", 4, "hole"},
-    {"name twice", R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})", 4, "\"a\" is there twice"},
-    {"dtype twice", R"({"a":{"dtype":"U8","dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 2, "\"dtype\" twice"},
+    {"name twice",
+     R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
+     4, "\"a\" is there twice"},
+    {"dtype twice", R"({"a":{"dtype":"U8","dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 2,
+     "\"dtype\" twice"},
     {"metadata twice", R"({"__metadata__":{},"__metadata__":{}})", 0, "twice"},
     {"metadata key twice", R"({"__metadata__":{"a":"1","a":"2"}})", 0, "twice"},
     {"metadata is no text", R"({"__metadata__":{"a":1}})", 0, "number"},
     {"metadata nested", R"({"__metadata__":{"a":{}}})", 0, "object"},
-    {"product overflows", R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0, "2^63"},
-    {"product overflows to the right size", R"({"a":{"dtype":"U8","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}})", 0, "2^63"},
-    {"size over 63 bits", R"({"a":{"dtype":"U8","shape":[9223372036854775808],"data_offsets":[0,0]}})", 0, "too large"},
-    {"size over 64 bits", R"({"a":{"dtype":"U8","shape":[99999999999999999999],"data_offsets":[0,0]}})", 0, "fractions"},
+    {"product overflows", R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0,
+     "2^63"},
+    {"product overflows to the right size",
+     R"({"a":{"dtype":"U8","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}})", 0, "2^63"},
+    {"size over 63 bits", R"({"a":{"dtype":"U8","shape":[9223372036854775808],"data_offsets":[0,0]}})", 0,
+     "too large"},
+    {"size over 64 bits", R"({"a":{"dtype":"U8","shape":[99999999999999999999],"data_offsets":[0,0]}})", 0,
+     "fractions"},
     {"negative size", R"({"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,0]}})", 0, "negative"},
     {"fraction", R"({"a":{"dtype":"U8","shape":[1.5],"data_offsets":[0,0]}})", 0, "fractions"},
-    {"offset at the end of the range", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[9223372036854775806,9223372036854775807]}})", 1, "cut short"},
+    {"offset at the end of the range",
+     R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[9223372036854775806,9223372036854775807]}})", 1,
+     "cut short"},
     {"three offsets", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1,1]}})", 1, "two numbers"},
     {"one offset", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[1]}})", 1, "two numbers"},
     {"no shape", R"({"a":{"dtype":"U8","data_offsets":[0,1]}})", 1, "\"shape\""},
@@ -194,7 +213,8 @@ TEST(SafetensorsTest, UnalignedDataIsReadable) {
   EXPECT_EQ(bytes_of(file, "a"), data);
 }
 
-// Every truncation and single-bit flips all over the header: an InputError or a parse whose ranges lie inside the file.
+// Every truncation and single-bit flips all over the header: an InputError or a parse whose ranges lie inside
+// the file.
 TEST(SafetensorsTest, DamagedHeadersNeverCrash) {
   const TempDir dir;
   const auto good = dir / "good", bad = dir / "bad";
@@ -202,7 +222,8 @@ TEST(SafetensorsTest, DamagedHeadersNeverCrash) {
   write_safetensors(good, {{"w", DType::kF32, {2, 3}, x, 24}, {"b", DType::kU8, {3}, x, 3}}, {{"k", "v"}});
   const std::string bytes = read_file(good);
   const auto try_open = [&](const std::string& content) {
-    std::ofstream(bad, std::ios::binary) << content;  // without the fsync of our own writer: thousands of files
+    std::ofstream(bad, std::ios::binary)
+        << content;  // without the fsync of our own writer: thousands of files
     try {
       const auto file = SafetensorsFile::open(bad);
       for (const TensorEntry& entry : file.entries()) {
@@ -221,7 +242,8 @@ TEST(SafetensorsTest, DamagedHeadersNeverCrash) {
   int accepted = 0, tried = 0;
   for (size_t i = 0; i < header_end; ++i)
     for (int bit = 0; bit < 8; ++bit) {
-      if (i >= 8 && bit != static_cast<int>(i % 8) && bit != 5) continue;  // every bit of the length, two of each letter
+      if (i >= 8 && bit != static_cast<int>(i % 8) && bit != 5)
+        continue;  // every bit of the length, two of each letter
       ++tried;
       std::string damaged = bytes;
       damaged[i] ^= static_cast<char>(1 << bit);

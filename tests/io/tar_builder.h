@@ -8,7 +8,8 @@
 
 namespace adanat::testing {
 
-inline std::string tar_header(const std::string& name, uint64_t size, char type, const std::string& prefix = "") {
+inline std::string tar_header(const std::string& name, uint64_t size, char type,
+                              const std::string& prefix = "") {
   std::string header(512, '\0');
   const auto put = [&](size_t at, const std::string& text) { header.replace(at, text.size(), text); };
   char number[24];
@@ -18,7 +19,9 @@ inline std::string tar_header(const std::string& name, uint64_t size, char type,
   put(124, number);
   put(136, "00000000000");
   header[156] = type;
-  put(257, std::string("ustar\0" "00", 8));
+  put(257, std::string("ustar\0"
+                       "00",
+                       8));
   put(345, prefix);
   put(148, "        ");
   unsigned sum = 0;
@@ -28,13 +31,16 @@ inline std::string tar_header(const std::string& name, uint64_t size, char type,
   return header;
 }
 
-inline std::string tar_entry(const std::string& name, const std::string& body, char type = '0', const std::string& prefix = "") {
+inline std::string tar_entry(const std::string& name, const std::string& body, char type = '0',
+                             const std::string& prefix = "") {
   std::string out = tar_header(name, body.size(), type, prefix) + body;
   out.append((512 - out.size() % 512) % 512, '\0');
   return out;
 }
 
-inline std::string tar_end() { return std::string(1024, '\0'); }
+inline std::string tar_end() {
+  return std::string(1024, '\0');
+}
 
 inline std::string gzip(const std::string& bytes, int level = 6) {
   z_stream stream{};

@@ -6,8 +6,8 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/diag_embed.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/matmul.h>
 #include <ATen/ops/linalg_eigvals.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/real.h>
@@ -35,7 +35,8 @@ GaussianStats stats_of(const at::Tensor& features) {
 std::pair<at::Tensor, at::Tensor> golden_sets(int64_t d) {
   const at::Tensor a = 1.5 * input_float(cat("metric.a", d), {64, d}, 1).clamp_min(0);
   const at::Tensor b = 1.5 * (input_float(cat("metric.b", d), {64, d}, 1, 0.1) +
-                              0.3 * input_float(cat("metric.b2", d), {64, 1}, 1)).clamp_min(0);
+                              0.3 * input_float(cat("metric.b2", d), {64, 1}, 1))
+                                 .clamp_min(0);
   return {a, b};
 }
 
@@ -61,7 +62,8 @@ TEST(GoldenMetrics, FrechetDistance) {
 
 TEST(GoldenMetrics, FrechetDistanceWithFewerVectorsThanDimensions) {
   const auto [a, b] = golden_sets(2048);
-  EXPECT_NEAR(frechet_distance(stats_of(a), stats_of(b)), golden_metrics(2048)["fid_exact_f64"].get<double>(), 1e-3);
+  EXPECT_NEAR(frechet_distance(stats_of(a), stats_of(b)), golden_metrics(2048)["fid_exact_f64"].get<double>(),
+              1e-3);
 }
 
 TEST(GoldenMetrics, KernelDistance) {
@@ -78,7 +80,8 @@ TEST(GoldenMetrics, KernelDistance) {
 }
 
 TEST(Frechet, ClosedFormForDiagonalCovariances) {
-  const at::Tensor a = at::tensor({4.0, 1.0, 0.25}, at::kDouble), b = at::tensor({1.0, 9.0, 0.0}, at::kDouble);
+  const at::Tensor a = at::tensor({4.0, 1.0, 0.25}, at::kDouble),
+                   b = at::tensor({1.0, 9.0, 0.0}, at::kDouble);
   const GaussianStats sa{10, at::tensor({1.0, 2.0, 3.0}, at::kDouble), at::diag_embed(a)};
   const GaussianStats sb{10, at::tensor({1.0, 0.0, 2.0}, at::kDouble), at::diag_embed(b)};
   // |(0, 2, 1)|^2 + (2-1)^2 + (1-3)^2 + (0.5-0)^2
@@ -91,9 +94,13 @@ TEST(Frechet, CorrelatedAgainstTheUnsymmetricFormula) {
   const at::Tensor b = at::matmul(at::randn({150, 7}, at::kDouble), at::randn({7, 7}, at::kDouble)) + 0.5;
   const GaussianStats sa = stats_of(a), sb = stats_of(b);
   // tr sqrt(AB) by the eigenvalues of the product itself.
-  const double cross = at::real(at::linalg_eigvals(at::matmul(sa.covariance, sb.covariance))).clamp_min(0).sqrt().sum().item<double>();
-  const double want = (sa.mean - sb.mean).square().sum().item<double>() + sa.covariance.trace().item<double>() +
-                      sb.covariance.trace().item<double>() - 2 * cross;
+  const double cross = at::real(at::linalg_eigvals(at::matmul(sa.covariance, sb.covariance)))
+                           .clamp_min(0)
+                           .sqrt()
+                           .sum()
+                           .item<double>();
+  const double want = (sa.mean - sb.mean).square().sum().item<double>() +
+                      sa.covariance.trace().item<double>() + sb.covariance.trace().item<double>() - 2 * cross;
   EXPECT_NEAR(frechet_distance(sa, sb), want, 1e-8 * want);
   EXPECT_NEAR(frechet_distance(sb, sa), want, 1e-8 * want) << "symmetric";
 }
@@ -164,7 +171,8 @@ TEST(RandomSubsets, DifferentRowsThatDependOnSeedSetAndSubset) {
     EXPECT_LT(*seen.rbegin(), 50);
   }
   EXPECT_TRUE(rows.equal(random_subsets(50, 4, 20, 9, 0)));
-  EXPECT_TRUE(rows.narrow(0, 0, 2).equal(random_subsets(50, 2, 20, 9, 0))) << "more subsets leave the first ones";
+  EXPECT_TRUE(rows.narrow(0, 0, 2).equal(random_subsets(50, 2, 20, 9, 0)))
+      << "more subsets leave the first ones";
   EXPECT_FALSE(rows.equal(random_subsets(50, 4, 20, 9, 1)));
   EXPECT_FALSE(rows.equal(random_subsets(50, 4, 20, 10, 0)));
   EXPECT_FALSE(rows[0].equal(rows[1]));

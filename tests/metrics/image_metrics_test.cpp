@@ -70,7 +70,8 @@ TEST(Ssim, Ends) {
   EXPECT_NEAR(ssim(a, a).item<double>(), 1.0, 1e-12);
   EXPECT_LT(ssim(a, 1 - a).item<double>(), 0);
   // Flat images: only the light term is left.
-  EXPECT_NEAR(ssim(at::full({1, 1, 11, 11}, 0.5, at::kDouble), at::full({1, 1, 11, 11}, 0.25, at::kDouble)).item<double>(),
+  EXPECT_NEAR(ssim(at::full({1, 1, 11, 11}, 0.5, at::kDouble), at::full({1, 1, 11, 11}, 0.25, at::kDouble))
+                  .item<double>(),
               (2 * 0.125 + 1e-4) / (0.25 + 0.0625 + 1e-4), 1e-12);
   EXPECT_THROW(ssim(at::zeros({1, 3, 10, 16}), at::zeros({1, 3, 10, 16})), RunError);
 }

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <torch/nn/modules/linear.h>
 
+#include <cmath>
+#include <functional>
+
 #include "core/base/error.h"
 #include "core/nn/device.h"
 #include "support/support.h"
@@ -13,8 +16,8 @@ namespace {
 TEST(TensorFile, RoundTripsEveryType) {
   const testing::TempDir dir;
   TensorMap in;
-  for (const auto type : {at::kBool, at::kByte, at::kChar, at::kShort, at::kInt, at::kLong, at::kHalf, at::kBFloat16,
-                          at::kFloat, at::kDouble})
+  for (const auto type : {at::kBool, at::kByte, at::kChar, at::kShort, at::kInt, at::kLong, at::kHalf,
+                          at::kBFloat16, at::kFloat, at::kDouble})
     in[c10::toString(type)] = at::arange(7).to(type);
   in["scalar"] = at::scalar_tensor(3.5);
   in["empty"] = at::zeros({0, 4});
@@ -51,6 +54,63 @@ TEST(ModuleState, LoadsStrictly) {
             "f: weight has shape [3, 2], the model's config wants [2, 3]");
   EXPECT_TRUE(at::equal(layer->weight, at::ones({2, 3})));  // nothing was copied by the failed loads
   EXPECT_EQ(parameter_count(*layer), 8);
+}
+
+std::string message_of(const std::function<void()>& run) {
+  try {
+    run();
+  } catch (const InputError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(ModuleState, RefusesIntegersForFractions) {
+  torch::nn::Linear layer(3, 2);
+  EXPECT_EQ(
+      message_of([&] {
+        load_module_state(*layer, {{"weight", at::ones({2, 3}, at::kInt)}, {"bias", at::ones({2})}}, "f");
+      }),
+      "f: weight holds I32, the model wants F32");
+}
+
+TEST(ModuleState, ChecksAHeaderWithoutTheModule) {
+  const testing::TempDir dir;
+  write_tensors(dir / "x.safetensors", {{"a", at::zeros({2, 3})}, {"b", at::zeros({4})}});
+  const SafetensorsFile file = SafetensorsFile::open(dir / "x.safetensors");
+  const std::string where = file.path().string();
+  check_shapes(file, {{"a", {2, 3}}, {"b", {4}}});
+  const int64_t huge = int64_t(1) << 40;
+  EXPECT_EQ(message_of([&] {
+              check_shapes(file, {{"a", {huge, huge}}, {"b", {4}}});
+            }),
+            where + ": a has shape [2, 3], the model's config wants [1099511627776, 1099511627776]");
+  EXPECT_EQ(message_of([&] {
+              check_shapes(file, {{"a", {2, 3}}});
+            }),
+            where + ": holds tensors that the model does not have: b");
+  EXPECT_EQ(message_of([&] {
+              check_shapes(file, {{"a", {2, 3}}, {"b", {4}}, {"c", {1}}});
+            }),
+            where + ": lacks the tensors c");
+}
+
+TEST(ModuleState, FindsWhatIsNotFinite) {
+  const auto with = [](double value, at::ScalarType type) {
+    at::Tensor x = at::full({5, 7}, 3.0, type);
+    x[4][6] = value;
+    return message_of([&] {
+      check_finite({{"fine", at::ones({2}, type)}, {"x", x}, {"ids", at::ones({2}, at::kLong)}}, "f");
+    });
+  };
+  for (const auto type : {at::kHalf, at::kBFloat16, at::kFloat, at::kDouble}) {
+    EXPECT_EQ(with(1, type), "") << type;
+    for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)})
+      EXPECT_NE(with(bad, type).find("f: x holds NaN or infinity"), std::string::npos) << type << " " << bad;
+  }
+  EXPECT_NE(with(1e300, at::kDouble), "");             // no float32 holds it
+  check_finite({{"x", at::full({1000}, 3e38)}}, "f");  // only the sum overflows
+  check_finite({{"x", at::full({4000}, 60000, at::kHalf)}}, "f");
 }
 
 TEST(Device, ParsesOrExplains) {

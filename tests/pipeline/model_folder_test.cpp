@@ -2,10 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <fstream>
 
 #include "apps/pipeline/pipeline.h"
 #include "core/generator/generator_recipe.h"
+#include "core/io/atomic_file.h"
 #include "core/nn/module_state.h"
 #include "support/support.h"
 
@@ -17,12 +19,19 @@ namespace fs = std::filesystem;
 void write_small_model(const fs::path& folder) {
   fs::create_directories(folder);
   TokenizerConfig tokenizer_config;
-  tokenizer_config.image_size = 16, tokenizer_config.channels = 8, tokenizer_config.channel_multipliers = {1, 1, 1};
+  tokenizer_config.image_size = 16, tokenizer_config.channels = 8,
+  tokenizer_config.channel_multipliers = {1, 1, 1};
   tokenizer_config.residual_blocks = 1, tokenizer_config.latent_channels = 4, tokenizer_config.codes = 32;
   Tokenizer tokenizer(tokenizer_config);
   save_tokenizer(folder / "tokenizer.safetensors", *tokenizer);
-  const GeneratorConfig config{.width = 32, .depth = 2, .heads = 2, .codes = 32, .grid_height = 4, .grid_width = 4,
-                               .condition = "class", .classes = 3};
+  const GeneratorConfig config{.width = 32,
+                               .depth = 2,
+                               .heads = 2,
+                               .codes = 32,
+                               .grid_height = 4,
+                               .grid_width = 4,
+                               .condition = "class",
+                               .classes = 3};
   Generator generator(config);
   write_generator(folder / "generator.safetensors", config, module_state(*generator));
   ModelConfig model;
@@ -68,6 +77,91 @@ TEST(Pipeline, GeneratesTheSameInAnyBatch) {
   EXPECT_EQ(both.images.sizes(), (std::vector<int64_t>{2, 3, 16, 16}));
   EXPECT_THROW(pipeline.schedule("adaptive", 3, {}), InputError);
   EXPECT_EQ(pipeline.schedule("", 0, {})->steps(), pipeline.config().sampling.steps);
+}
+
+std::string opening_error(const fs::path& folder) {
+  try {
+    Pipeline::open(folder, at::kCPU, at::kFloat);
+  } catch (const InputError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+// Rewrites a part of the model with one weight changed; config.json gets the new hash if `rehash`.
+void change_weight(const fs::path& folder, const char* part, const char* name, double value, bool rehash) {
+  Metadata metadata;
+  TensorMap tensors;
+  for (const auto& [key, tensor] : read_tensors(folder / part, &metadata)) tensors[key] = tensor.clone();
+  tensors.at(name).view({-1})[1] = value;
+  write_tensors(folder / part, tensors, metadata);
+  if (rehash) write_model_config(folder, read_model_config(folder));
+}
+
+TEST(Pipeline, NamesAFlippedBit) {
+  for (const char* part : {"generator.safetensors", "tokenizer.safetensors"}) {
+    const testing::TempDir dir;
+    write_small_model(dir / "m");
+    EXPECT_EQ(opening_error(dir / "m"), "");
+    const fs::path file = dir / "m" / part;
+    std::string bytes = read_file(file);
+    bytes[bytes.size() - 100] ^= 4;
+    write_file_atomic(file, bytes);
+    EXPECT_NE(opening_error(dir / "m").find(file.string() + ": has hash "), std::string::npos)
+        << opening_error(dir / "m");
+  }
+}
+
+TEST(Pipeline, NamesAWeightThatIsNoNumber) {
+  for (const double bad : {double(NAN), double(INFINITY)}) {
+    const testing::TempDir dir;
+    write_small_model(dir / "m");
+    change_weight(dir / "m", "generator.safetensors", "mid_block.mlp.fc1.weight", bad, true);
+    EXPECT_NE(opening_error(dir / "m").find("generator.safetensors: mid_block.mlp.fc1.weight holds NaN"),
+              std::string::npos)
+        << opening_error(dir / "m");
+  }
+}
+
+TEST(Pipeline, NamesTheFolderWhoseLogitsAreNoNumbers) {
+  const testing::TempDir dir;
+  write_small_model(dir / "m");
+  change_weight(dir / "m", "generator.safetensors", "mid_block.mlp.fc1.weight", 3e38, true);
+  change_weight(dir / "m", "generator.safetensors", "mid_block.mlp.fc2.weight", 3e38, true);
+  change_weight(dir / "m", "generator.safetensors", "mid_block.norm2.bias", 3e38, true);
+  Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
+  const auto schedule = pipeline.schedule("cosine", 2, {});
+  try {
+    pipeline.generate({{0}, 1, 0}, *schedule);
+    FAIL();
+  } catch (const RunError& e) {
+    EXPECT_EQ(std::string(e.what()).find((dir / "m").string() + ": a logit is not a number"), 0u) << e.what();
+  }
+}
+
+// Terabytes by the config, kilobytes in the files: refused from the files' headers. (Were the module built
+// first, this test would end in std::bad_alloc or take minutes.)
+TEST(Pipeline, RefusesAHugeConfigAtOnce) {
+  for (const char* part : {"generator", "tokenizer"}) {
+    const testing::TempDir dir;
+    write_small_model(dir / "m");
+    const std::string config = (dir / "m/config.json").string();
+    Json j = read_json_file(config);
+    if (part == std::string("generator"))
+      j[part]["width"] = 65536, j[part]["depth"] = 1024;
+    else
+      j[part]["channels"] = 4096, j[part]["residual_blocks"] = 64;
+    write_file_atomic(config, j.dump());
+    const std::string error = opening_error(dir / "m");
+    EXPECT_NE(error.find(std::string(part) + ".safetensors: lacks the tensors "), std::string::npos) << error;
+    j = read_json_file(config);
+    if (part == std::string("generator"))
+      j[part]["depth"] = 2;
+    else
+      j[part]["residual_blocks"] = 1;
+    write_file_atomic(config, j.dump());
+    EXPECT_NE(opening_error(dir / "m").find(" has shape ["), std::string::npos) << opening_error(dir / "m");
+  }
 }
 
 TEST(Grid, PlacesImagesInReadingOrder) {

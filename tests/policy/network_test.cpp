@@ -33,8 +33,10 @@ TEST(PolicyNetwork, GoldenTapsInOrder) {
     SCOPED_TRACE(width);
     ActorCritic net(sizes(width));
     testing::fill_procedural(*net);
-    EXPECT_EQ(parameter_count(*net->actor), std::stoll(expected.metadata.at("actor.c" + std::to_string(width) + ".parameters")));
-    const at::Tensor features = testing::input_float("policy.feat" + std::to_string(width), {8, 256, width}, 1.7);
+    EXPECT_EQ(parameter_count(*net->actor),
+              std::stoll(expected.metadata.at("actor.c" + std::to_string(width) + ".parameters")));
+    const at::Tensor features =
+        testing::input_float("policy.feat" + std::to_string(width), {8, 256, width}, 1.7);
     const at::Tensor t = at::arange(8);
     const std::string key = "actor.c" + std::to_string(width) + ".";
     // Suggested tolerance of golden/README.md for this file: 20 times the float32 error.
@@ -65,7 +67,8 @@ TEST(PolicyNetwork, OddGridsAndOneRowOfTermsForAll) {
   const StepTerms terms = net->step_terms(at::arange(4), 4);
   EXPECT_CLOSE(net->forward(x, terms.row(2)), net->forward(x, terms.rows(at::full({7}, 2, at::kLong))), 1e-6);
   // A sample does not depend on its neighbours.
-  EXPECT_CLOSE(net->forward(x, terms.row(2)).narrow(0, 3, 1), net->forward(x.narrow(0, 3, 1), terms.row(2)), 1e-6);
+  EXPECT_CLOSE(net->forward(x, terms.row(2)).narrow(0, 3, 1), net->forward(x.narrow(0, 3, 1), terms.row(2)),
+               1e-6);
   EXPECT_THROW(net->forward(testing::input_float("odd", {7, 16, 12}, 1.0), terms.row(0)), c10::Error);
 }
 
@@ -100,7 +103,8 @@ TEST(PolicyNetwork, TheStepsAreSeenWhereTheyShouldBe) {
 // The golden actions are float32 arithmetic of the reference: 7e-7 of noise, times 20 (golden/README.md).
 constexpr double kActionTolerance = 2e-5;
 
-void expect_actions(const ActionBase& base, double smoothing, const std::string& key, const std::string& raw_key) {
+void expect_actions(const ActionBase& base, double smoothing, const std::string& key,
+                    const std::string& raw_key) {
   SCOPED_TRACE(key);
   const auto& expected = golden("actions.safetensors");
   const at::Tensor raw = expected[raw_key];
@@ -116,11 +120,12 @@ void expect_actions(const ActionBase& base, double smoothing, const std::string&
                    activate(expected[key + ".smoothed_raw"][t].to(at::kDouble)), kActionTolerance);
     }
     const Action action = map.action(map.values(t, smoothed));
-    const at::Tensor all = at::stack({action.mask_ratio, action.remask_temperature, action.sampling_temperature,
-                                      action.guidance}, 1);
+    const at::Tensor all = at::stack(
+        {action.mask_ratio, action.remask_temperature, action.sampling_temperature, action.guidance}, 1);
     ASSERT_EQ(all.size(0), b);
     EXPECT_CLOSE(all, expected[key + ".action"][t], kActionTolerance);
-    EXPECT_CLOSE(map.values(t, smoothed_zero)[0].to(at::kFloat), expected[key + ".action_of_zero"][t], kActionTolerance);
+    EXPECT_CLOSE(map.values(t, smoothed_zero)[0].to(at::kFloat), expected[key + ".action_of_zero"][t],
+                 kActionTolerance);
   }
 }
 
@@ -133,7 +138,8 @@ TEST(PolicyActions, Golden) {
     expect_actions(heuristic_base(steps, {}), 0, key + ".heu1", key + ".raw");
   }
   expect_actions(heuristic_base(16, {}), 0.8, "adagen.T16", "adagen.T16.raw");
-  expect_actions(heuristic_base(32, {.remask_temperature = 4.5, .guidance = 2.5}), 0.8, "adagen.T32", "adagen.T32.raw");
+  expect_actions(heuristic_base(32, {.remask_temperature = 4.5, .guidance = 2.5}), 0.8, "adagen.T32",
+                 "adagen.T32.raw");
   expect_actions(heuristic_base(8, {}), 0, "adagen.T8_unsmoothed", "T8.raw");
 }
 
@@ -162,7 +168,8 @@ TEST(PolicyActions, AZeroNetworkIsTheTableToTheLastBit) {
         const at::Tensor v = map.values(t, smoothed);
         const auto i = size_t(t);
         const at::Tensor want = at::tensor({table.mask_ratio[i], table.remask_temperature[i],
-                                            table.sampling_temperature[i], table.guidance[i]}, at::kDouble);
+                                            table.sampling_temperature[i], table.guidance[i]},
+                                           at::kDouble);
         EXPECT_CLOSE(v[1], want, 0);
       }
     }
@@ -175,7 +182,8 @@ TEST(PolicyActions, ATableLeavesRoomToLearn) {
   const ActionMap map(table_base(table), 0, true, at::kCPU);
   // Everywhere, a raw output of +1 moves every number, and -30 stays in its range.
   for (int64_t t = 0; t < 4; ++t) {
-    const at::Tensor zero = map.values(t, at::zeros({1, 4}, at::kDouble)), up = map.values(t, at::ones({1, 4}, at::kDouble));
+    const at::Tensor zero = map.values(t, at::zeros({1, 4}, at::kDouble)),
+                     up = map.values(t, at::ones({1, 4}, at::kDouble));
     EXPECT_TRUE((up - zero > 0.01).all().item<bool>()) << t;
     EXPECT_TRUE((map.values(t, at::full({1, 4}, -30.0, at::kDouble)) >= 0).all().item<bool>());
     EXPECT_TRUE((map.values(t, at::full({1, 4}, 30.0, at::kDouble)).select(1, 0) <= 1).all().item<bool>());

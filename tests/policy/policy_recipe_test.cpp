@@ -35,7 +35,8 @@ class Colours : public ImageDataset {
   std::vector<std::string> names_ = {"a", "b", "c"};
 };
 
-// Brighter is better (or nearer to the target of the class, where there are some); it has a weight of its own that its training moves.
+// Brighter is better (or nearer to the target of the class, where there are some); it has a weight of its own
+// that its training moves.
 class Brightness : public Reward {
  public:
   explicit Brightness(double fails_at = -1) : fails_at_(fails_at) {}
@@ -45,7 +46,8 @@ class Brightness : public Reward {
     EXPECT_TRUE((images >= 0).all().item<bool>() && (images <= 1).all().item<bool>());
     last_conditions = conditions.clone();
     at::Tensor out = images.mean({1, 2, 3}) + weight_ * 0.001;
-    if (target.defined()) out = -(images - target.index_select(0, conditions)).square().mean({1, 2, 3}).sqrt();
+    if (target.defined())
+      out = -(images - target.index_select(0, conditions)).square().mean({1, 2, 3}).sqrt();
     if (weight_.item<double>() == fails_at_) out = out / 0.0 * 0.0;
     return out;
   }
@@ -57,7 +59,8 @@ class Brightness : public Reward {
     EXPECT_EQ(fake.size(0), conditions.size(0));
     weight_ += 1;
     fakes.push_back(fake.sum().item<double>());
-    return {real.mean() - fake.mean(), at::scalar_tensor(0.5), at::scalar_tensor(0.5), {{"margin", real.mean()}}};
+    return {
+        real.mean() - fake.mean(), at::scalar_tensor(0.5), at::scalar_tensor(0.5), {{"margin", real.mean()}}};
   }
   void save(TensorMap& out, const std::string& prefix) const override { out[prefix + "weight"] = weight_; }
   void load(const TensorMap& in, const std::string& prefix, const std::string&) override {
@@ -94,8 +97,15 @@ PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
   at::set_num_threads(1);
   at::manual_seed(1);
   PolicyParts parts;
-  parts.generator = Generator(GeneratorConfig{.width = 16, .depth = 2, .heads = 2, .codes = 24, .grid_height = 4,
-                                              .grid_width = 4, .condition = "class", .classes = 3, .dropout = 0});
+  parts.generator = Generator(GeneratorConfig{.width = 16,
+                                              .depth = 2,
+                                              .heads = 2,
+                                              .codes = 24,
+                                              .grid_height = 4,
+                                              .grid_width = 4,
+                                              .condition = "class",
+                                              .classes = 3,
+                                              .dropout = 0});
   testing::fill_procedural(*parts.generator);
   TokenizerConfig tokenizer;
   tokenizer.image_size = 8, tokenizer.channels = 8, tokenizer.channel_multipliers = {1};
@@ -113,7 +123,8 @@ PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
   return parts;
 }
 
-std::unique_ptr<Recipe> make(PolicyTrainConfig config, PolicyParts parts = tiny_parts(), const PolicyFile* init = nullptr) {
+std::unique_ptr<Recipe> make(PolicyTrainConfig config, PolicyParts parts = tiny_parts(),
+                             const PolicyFile* init = nullptr) {
   RecipeContext context;
   context.threads = 0;
   return make_policy_recipe(std::move(config), std::move(parts), std::make_shared<Colours>(), init, context);
@@ -154,7 +165,9 @@ void expect_resume_is_exact(const PolicyTrainConfig& config) {
   EXPECT_FALSE(at::equal(middle.at("model.actor.linear3.weight"), expected.at("model.actor.linear3.weight")));
 }
 
-TEST(PolicyRecipe, ResumesBitExactly) { expect_resume_is_exact(tiny_config()); }
+TEST(PolicyRecipe, ResumesBitExactly) {
+  expect_resume_is_exact(tiny_config());
+}
 
 TEST(PolicyRecipe, ResumesBitExactlyWithDrawnStepsAndRecomputedFeatures) {
   PolicyTrainConfig config = tiny_config();
@@ -165,8 +178,8 @@ TEST(PolicyRecipe, ResumesBitExactlyWithDrawnStepsAndRecomputedFeatures) {
   expect_resume_is_exact(config);
 }
 
-// The reward is the nearness to what the generator makes without any noise in its draws: whoever raises it has to lower the
-// sampling temperature.
+// The reward is the nearness to what the generator makes without any noise in its draws: whoever raises it
+// has to lower the sampling temperature.
 TEST(PolicyRecipe, RaisesTheReward) {
   for (const bool shared : {false, true}) {
     SCOPED_TRACE(shared);
@@ -181,8 +194,9 @@ TEST(PolicyRecipe, RaisesTheReward) {
     ScheduleTable sharp = cosine_table(3, config.cosine);
     sharp.sampling_temperature = {0, 0, 0};
     sharp.remask_temperature = {0, 0, 0};
-    const at::Tensor ids = sample(*parts.generator, plain_start(*parts.generator, at::arange(3), 1, at::arange(3)),
-                                  *make_table_schedule("sharp", sharp));
+    const at::Tensor ids =
+        sample(*parts.generator, plain_start(*parts.generator, at::arange(3), 1, at::arange(3)),
+               *make_table_schedule("sharp", sharp));
     const at::Tensor target = parts.tokenizer->decode(ids).detach().clamp(0, 1);
     const auto recipe = make(config, std::move(parts));
     reward->target = target;
@@ -203,15 +217,17 @@ TEST(PolicyRecipe, Reports) {
   const auto recipe = make(tiny_config(), tiny_parts(&reward));
   const StepReport report = recipe->step(0);
   EXPECT_EQ(report.images, 12);
-  // The network is new: no sample differs from another, and the first epoch's ratios are those of the rollout.
+  // The network is new: no sample differs from another, and the first epoch's ratios are those of the
+  // rollout.
   EXPECT_EQ(value_of(report, "first_ratio_error"), 0);
   EXPECT_LT(value_of(report, "actions/spread"), 1e-6);
   EXPECT_NEAR(value_of(report, "actions/mask_ratio_mean_t0"), std::cos(std::acos(-1.0) / 6), 1e-6);
   EXPECT_NEAR(value_of(report, "actions/guidance_mean_t1"), 2.0 / 3, 1e-6);
   EXPECT_NEAR(value_of(report, "entropy"), gaussian_entropy(0.5), 1e-9);
-  for (const char* name : {"reward", "reward_spread", "advantage_spread", "clip_share", "approx_kl", "value_error",
-                           "discriminator_loss", "accuracy_real", "accuracy_fake", "discriminator/margin",
-                           "code_perplexity", "actions/sampling_temperature_spread_t2"})
+  for (const char* name :
+       {"reward", "reward_spread", "advantage_spread", "clip_share", "approx_kl", "value_error",
+        "discriminator_loss", "accuracy_real", "accuracy_fake", "discriminator/margin", "code_perplexity",
+        "actions/sampling_temperature_spread_t2"})
     EXPECT_TRUE(std::isfinite(value_of(report, name))) << name;
   ASSERT_EQ(reward->fakes.size(), 2u);
   EXPECT_NE(reward->fakes[0], reward->fakes[1]);  // fresh images for each of its steps

@@ -20,7 +20,8 @@ struct Tolerances {
 };
 
 // One run of the golden trajectories. `prefix` "" or "slow.".
-void expect_golden(const std::string& prefix, double learning_rate, int64_t minibatch, const Tolerances& tol) {
+void expect_golden(const std::string& prefix, double learning_rate, int64_t minibatch,
+                   const Tolerances& tol) {
   SCOPED_TRACE(prefix + " minibatch " + std::to_string(minibatch));
   const auto& g = golden("ppo.safetensors");
   PolicyNetworkConfig sizes;
@@ -51,12 +52,13 @@ void expect_golden(const std::string& prefix, double learning_rate, int64_t mini
   Optimizer optimizer(named_parameters(*net), ppo_optimizer(config));
   const TensorMap state = module_state(*net);
   const auto expect_params = [&](const std::string& group, double tolerance) {
-    const std::map<std::string, std::vector<int64_t>> strides = {{"linear1.weight", {32, 64}},
-                                                                 {"pw_conv.weight", {8, 8}},
-                                                                 {"dw_conv.weight", {8}},
-                                                                 {"x_embedder.weight", {16, 4}},
-                                                                 {"t_embedder.mlp.0.weight", {16, 8}},
-                                                                 {"adaLN2.adaLN_modulation.1.weight", {64, 16}}};
+    const std::map<std::string, std::vector<int64_t>> strides = {
+        {"linear1.weight", {32, 64}},
+        {"pw_conv.weight", {8, 8}},
+        {"dw_conv.weight", {8}},
+        {"x_embedder.weight", {16, 4}},
+        {"t_embedder.mlp.0.weight", {16, 8}},
+        {"adaLN2.adaLN_modulation.1.weight", {64, 16}}};
     int64_t compared = 0;
     for (const auto& [key, expected] : g.tensors) {
       const std::string head = group == "grad." ? group : prefix + group;
@@ -126,8 +128,9 @@ TEST(Ppo, ExplorationIsLoweredOnceAndStored) {
   EXPECT_EQ(exploration_after({.std = 0.2, .decrease = 0.15, .after = 3, .floor = 0.1}, 0.2, 3), 0.1);
 }
 
-// Environment: T = 2 steps, samples of two kinds that their features tell apart; the reward falls with the squared distance
-// of every raw number from the best one, which may depend on the kind. Returns the mean distance from the best at the end.
+// Environment: T = 2 steps, samples of two kinds that their features tell apart; the reward falls with the
+// squared distance of every raw number from the best one, which may depend on the kind. Returns the mean
+// distance from the best at the end.
 double distance_after_training(bool shared, bool depends_on_sample, int64_t updates) {
   at::set_num_threads(1);
   at::manual_seed(5);
@@ -147,8 +150,9 @@ double distance_after_training(bool shared, bool depends_on_sample, int64_t upda
   double distance = 0;
   for (int64_t update = 0; update < updates; ++update) {
     const at::Tensor kind = at::randint(0, 2, {b}, random).to(at::kFloat) * 2 - 1;  // -1 or 1
-    const at::Tensor features =
-        (kind.view({b, 1, 1}) * at::linspace(-1, 1, 6).view({1, 1, 6})).expand({b, 9, 6}).repeat({steps, 1, 1});
+    const at::Tensor features = (kind.view({b, 1, 1}) * at::linspace(-1, 1, 6).view({1, 1, 6}))
+                                    .expand({b, 9, 6})
+                                    .repeat({steps, 1, 1});
     // Step 0 wants 0.5 and step 1 wants -0.5, turned round by the kind where it matters.
     at::Tensor best = (0.5 - step.to(at::kFloat)).unsqueeze(1).expand({steps * b, 4});
     if (depends_on_sample) best = best * kind.repeat({steps}).unsqueeze(1);
@@ -160,8 +164,10 @@ double distance_after_training(bool shared, bool depends_on_sample, int64_t upda
       log_prob = gaussian_log_prob(raw, mean, std);
     }
     const at::Tensor reward = -(raw - best).square().sum(1).view({steps, b}).sum(0);
-    PpoBatch batch{steps, step, raw, log_prob, reward.repeat({steps}), std,
-                   [&](int64_t begin, int64_t count) { return features.narrow(0, begin, count); }};
+    PpoBatch batch{
+        steps, step, raw, log_prob, reward.repeat({steps}), std, [&](int64_t begin, int64_t count) {
+          return features.narrow(0, begin, count);
+        }};
     ppo_update(*net, optimizer, batch, config);
     distance = (mean - best).abs().mean().item<double>();
   }

@@ -21,8 +21,15 @@ using testing::TempDir;
 
 Generator tiny_generator() {
   at::set_num_threads(1);
-  Generator net(GeneratorConfig{.width = 16, .depth = 2, .heads = 2, .codes = 24, .grid_height = 4, .grid_width = 3,
-                                .condition = "class", .classes = 5, .dropout = 0});
+  Generator net(GeneratorConfig{.width = 16,
+                                .depth = 2,
+                                .heads = 2,
+                                .codes = 24,
+                                .grid_height = 4,
+                                .grid_width = 3,
+                                .condition = "class",
+                                .classes = 5,
+                                .dropout = 0});
   testing::fill_procedural(*net);
   return net;
 }
@@ -43,7 +50,9 @@ PolicyNetwork tiny_actor(const PolicySettings& settings) {
   return actor;
 }
 
-at::Tensor ids(std::vector<int64_t> values) { return at::tensor(values, at::kLong); }
+at::Tensor ids(std::vector<int64_t> values) {
+  return at::tensor(values, at::kLong);
+}
 
 TEST(Exploration, IsPhiloxThroughBoxMuller) {
   const at::Tensor seed = ids({7, int64_t(0x123456789abcdef0), -1}), index = ids({0, 4000000000, 12});
@@ -51,8 +60,9 @@ TEST(Exploration, IsPhiloxThroughBoxMuller) {
   ASSERT_EQ(noise.sizes(), (std::vector<int64_t>{3, 3, 4}));
   for (int64_t b = 0; b < 3; ++b)
     for (int64_t t = 0; t < 3; ++t) {
-      const auto w = kernels::draw(uint64_t(seed[b].item<int64_t>()), 0, 0, uint32_t(index[b].item<int64_t>()), uint32_t(t),
-                                   kernels::Stream::kExploration);
+      const auto w =
+          kernels::draw(uint64_t(seed[b].item<int64_t>()), 0, 0, uint32_t(index[b].item<int64_t>()),
+                        uint32_t(t), kernels::Stream::kExploration);
       const uint32_t words[] = {w.x, w.y, w.z, w.w};
       for (int64_t k = 0; k < 4; ++k) {
         const double radius = std::sqrt(-2 * std::log(double(kernels::unit_open(words[k / 2 * 2]))));
@@ -86,14 +96,15 @@ struct Trajectories {
   std::unique_ptr<StateBuffer> states;
 };
 
-Trajectories roll_out(GeneratorImpl& generator, const PolicySchedule& policy, StateMemory memory, double std, int64_t parts = 1,
-             int64_t count = 6) {
+Trajectories roll_out(GeneratorImpl& generator, const PolicySchedule& policy, StateMemory memory, double std,
+                      int64_t parts = 1, int64_t count = 6) {
   Trajectories out;
   out.states = std::make_unique<StateBuffer>(memory, generator, count, policy.steps(), at::kCPU);
   std::vector<at::Tensor> tokens, classes, raw, log_prob, means;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t size = count / parts;
-    const at::Tensor index = at::arange(part * size, (part + 1) * size), seed = at::full({size}, 9, at::kLong);
+    const at::Tensor index = at::arange(part * size, (part + 1) * size),
+                     seed = at::full({size}, 9, at::kLong);
     const at::Tensor mine = label_draws(seed, index, 5);
     const RolloutSchedule schedule(policy, exploration_noise(seed, index, policy.steps()), std,
                                    memory == StateMemory::kFeatures || memory == StateMemory::kRecompute);
@@ -105,7 +116,8 @@ Trajectories roll_out(GeneratorImpl& generator, const PolicySchedule& policy, St
     if (d.log_prob.defined()) log_prob.push_back(d.log_prob);
   }
   out.tokens = at::cat(tokens), out.classes = at::cat(classes);
-  out.decisions = {at::cat(raw, 1), log_prob.empty() ? at::Tensor() : at::cat(log_prob, 1), at::cat(means, 1)};
+  out.decisions = {at::cat(raw, 1), log_prob.empty() ? at::Tensor() : at::cat(log_prob, 1),
+                   at::cat(means, 1)};
   return out;
 }
 
@@ -119,7 +131,8 @@ TEST(Rollout, LogProbsRecomputedAreEqual) {
   PolicyNetwork net = actor;
   const at::Tensor terms = at::arange(3);
   for (int64_t t = 0; t < 3; ++t) {
-    const at::Tensor mean = net->forward(run.states->inputs(t * 6, 6), net->step_terms(terms, 3).rows(at::full({6}, t, at::kLong)));
+    const at::Tensor mean = net->forward(run.states->inputs(t * 6, 6),
+                                         net->step_terms(terms, 3).rows(at::full({6}, t, at::kLong)));
     const at::Tensor log_prob = gaussian_log_prob(run.decisions.raw[t], mean, 0.6);
     EXPECT_TRUE(at::equal(log_prob.detach(), run.decisions.log_prob[t])) << t;
   }
@@ -133,8 +146,13 @@ TEST(Rollout, TheFirstRatioIsExactlyOne) {
   testing::fill_procedural(*net);
   const PolicySchedule policy(settings, net->actor, 3, at::kCPU);
   const Trajectories run = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, /*parts=*/2);
-  PpoBatch batch{3, at::arange(3).repeat_interleave(6), run.decisions.raw.flatten(0, 1), run.decisions.log_prob.flatten(),
-                 at::rand({6}).repeat({3}), 0.6, [&](int64_t b, int64_t c) { return run.states->inputs(b, c); }};
+  PpoBatch batch{3,
+                 at::arange(3).repeat_interleave(6),
+                 run.decisions.raw.flatten(0, 1),
+                 run.decisions.log_prob.flatten(),
+                 at::rand({6}).repeat({3}),
+                 0.6,
+                 [&](int64_t b, int64_t c) { return run.states->inputs(b, c); }};
   PpoConfig config;
   config.minibatch = 3;  // the parts of the rollout
   Optimizer optimizer(named_parameters(*net), ppo_optimizer(config));
@@ -154,8 +172,12 @@ TEST(Rollout, KeptAndRecomputedFeaturesGiveTheSameGradients) {
     const PolicySchedule policy(settings, net->actor, 3, at::kCPU);
     const Trajectories run = roll_out(*generator, policy, memory, 0.6);
     tokens.push_back(run.tokens);
-    PpoBatch batch{3, at::arange(3).repeat_interleave(6), run.decisions.raw.flatten(0, 1),
-                   run.decisions.log_prob.flatten(), run.tokens.to(at::kFloat).mean(1).repeat({3}), 0.6,
+    PpoBatch batch{3,
+                   at::arange(3).repeat_interleave(6),
+                   run.decisions.raw.flatten(0, 1),
+                   run.decisions.log_prob.flatten(),
+                   run.tokens.to(at::kFloat).mean(1).repeat({3}),
+                   0.6,
                    [&](int64_t b, int64_t c) { return run.states->inputs(b, c); }};
     PpoConfig config;
     config.minibatch = 4;  // rows of two steps in one part
@@ -185,7 +207,8 @@ TEST(Rollout, DoesNotDependOnItsParts) {
   const Trajectories parts = roll_out(*generator, policy, StateMemory::kFeatures, 0.6, 3);
   EXPECT_CLOSE(whole.tokens, parts.tokens, 0);
   EXPECT_CLOSE(whole.decisions.raw, parts.decisions.raw, 1e-5);
-  EXPECT_CLOSE(whole.states->inputs(0, 18), parts.states->inputs(0, 18), 0.02);  // one step of bfloat16 near 2
+  EXPECT_CLOSE(whole.states->inputs(0, 18), parts.states->inputs(0, 18),
+               0.02);  // one step of bfloat16 near 2
 }
 
 TEST(Rollout, WithoutExplorationItIsTheMeanPolicy) {
@@ -196,7 +219,8 @@ TEST(Rollout, WithoutExplorationItIsTheMeanPolicy) {
   const Trajectories run = roll_out(*generator, policy, StateMemory::kNothing, 0);
   TraceObserver trace(generator->mask_id());
   const at::Tensor index = at::arange(6);
-  const at::Tensor tokens = sample(*generator, plain_start(*generator, run.classes, 9, index), policy, {&trace});
+  const at::Tensor tokens =
+      sample(*generator, plain_start(*generator, run.classes, 9, index), policy, {&trace});
   EXPECT_CLOSE(run.tokens, tokens, 0);
   EXPECT_CLOSE(run.decisions.mean_actions.to(at::kDouble), trace.actions(), 1e-6);
 }
@@ -208,14 +232,15 @@ TEST(PolicySchedule, TheFirstActionDependsOnTheClassAlone) {
   const auto first = [&](int64_t seed, int64_t begin) {
     TraceObserver trace(generator->mask_id());
     const at::Tensor classes = ids({0, 1, 2, 1, 0});
-    sample(*generator, plain_start(*generator, classes, seed, at::arange(begin, begin + 5)), policy, {&trace});
+    sample(*generator, plain_start(*generator, classes, seed, at::arange(begin, begin + 5)), policy,
+           {&trace});
     return trace.actions();
   };
   const at::Tensor a = first(1, 0), b = first(77, 1000);
   EXPECT_CLOSE(a[0], b[0], 0);
   EXPECT_CLOSE(a[0][1], a[0][3], 1e-6);  // rows of one matrix product may round differently
-  EXPECT_GT((a[0][0] - a[0][1]).abs().max().item<double>(), 1e-3);   // another class, another action
-  EXPECT_GT((a[1] - b[1]).abs().max().item<double>(), 1e-4);         // and later the sample matters
+  EXPECT_GT((a[0][0] - a[0][1]).abs().max().item<double>(), 1e-3);  // another class, another action
+  EXPECT_GT((a[1] - b[1]).abs().max().item<double>(), 1e-4);        // and later the sample matters
   EXPECT_GT((a[1][1] - a[1][3]).abs().max().item<double>(), 1e-4);
 }
 

@@ -24,7 +24,8 @@ double score(const std::vector<double>& raw) {
   return sum;
 }
 
-std::vector<SearchedTable> search(const ScheduleSearchConfig& c, int64_t count, std::vector<SearchedTable> history = {}) {
+std::vector<SearchedTable> search(const ScheduleSearchConfig& c, int64_t count,
+                                  std::vector<SearchedTable> history = {}) {
   while (int64_t(history.size()) < count) {
     SearchedTable next{propose_table(c, history), 0};
     next.score = score(next.raw);

@@ -1,4 +1,5 @@
-// The sampling loop: invariants of the method, the thrift promised in docs/architecture.md, and the recorded trajectory.
+// The sampling loop: invariants of the method, the thrift promised in docs/architecture.md, and the recorded
+// trajectory.
 #include "core/sampling/sampler.h"
 
 #include <ATen/ATen.h>
@@ -13,8 +14,14 @@ namespace {
 constexpr int64_t kClasses = 10, kCodes = 32, kTokens = 16;
 
 Generator small_generator() {
-  Generator net(GeneratorConfig{.width = 64, .depth = 4, .heads = 4, .codes = kCodes, .grid_height = 4, .grid_width = 4,
-                                .condition = "class", .classes = kClasses});
+  Generator net(GeneratorConfig{.width = 64,
+                                .depth = 4,
+                                .heads = 4,
+                                .codes = kCodes,
+                                .grid_height = 4,
+                                .grid_width = 4,
+                                .condition = "class",
+                                .classes = kClasses});
   testing::fill_procedural(*net);
   net->eval();
   return net;
@@ -22,7 +29,8 @@ Generator small_generator() {
 
 at::Tensor run(Generator& net, const Schedule& schedule, at::Tensor classes, int64_t seed, int64_t first,
                const std::vector<SamplerObserver*>& observers = {}) {
-  return sample(*net, plain_start(*net, classes, seed, at::arange(first, first + classes.size(0))), schedule, observers);
+  return sample(*net, plain_start(*net, classes, seed, at::arange(first, first + classes.size(0))), schedule,
+                observers);
 }
 
 std::unique_ptr<Schedule> cosine(int64_t steps, double guidance) {
@@ -82,15 +90,17 @@ TEST(Sampler, RevealedTokensNeverChangeAndAllAreRevealed) {
   const at::Tensor classes = at::arange(8) % kClasses;
   const PerSampleSchedule per_sample;
   const auto table = cosine(6, 1.5), halton = make_schedule("halton", 6, {}, 4, 4);
-  for (const Schedule* schedule : {static_cast<const Schedule*>(&per_sample), const_cast<const Schedule*>(table.get()),
-                                   const_cast<const Schedule*>(halton.get())}) {
+  for (const Schedule* schedule :
+       {static_cast<const Schedule*>(&per_sample), const_cast<const Schedule*>(table.get()),
+        const_cast<const Schedule*>(halton.get())}) {
     TokensObserver observer;
     TraceObserver trace(net->mask_id());
     const at::Tensor tokens = run(net, *schedule, classes, 5, 0, {&observer, &trace});
     const at::Tensor steps = observer.tokens();
     for (int64_t t = 1; t < steps.size(0); ++t) {
       const at::Tensor known = steps[t - 1] != kCodes;
-      EXPECT_TRUE(at::equal(steps[t].masked_select(known), steps[t - 1].masked_select(known))) << schedule->name();
+      EXPECT_TRUE(at::equal(steps[t].masked_select(known), steps[t - 1].masked_select(known)))
+          << schedule->name();
     }
     EXPECT_TRUE(at::equal(steps[-1], tokens));
     EXPECT_LT(tokens.max().item<int64_t>(), kCodes);
@@ -145,9 +155,10 @@ TEST(Sampler, OnlyNearTiesDependOnTheBatch) {
       if (at::equal(a, b) && at::equal(whole.tokens()[t][i], one.tokens()[t][0])) continue;
       if (at::equal(a, b)) break;  // a confidence tie: masks part from here on
       const at::Tensor before = t == 0 ? at::full({1, kTokens}, kCodes, at::kLong) : one.tokens()[t - 1];
-      const at::Tensor logits = net->logits(
-          net->features(at::cat({before, before}), at::cat({classes.narrow(0, i, 1), net->empty_classes(1)})));
-      const at::Tensor noise = kernels::token_noise(at::full({1}, 21, at::kLong), at::full({1}, i, at::kLong), t, kTokens, kCodes);
+      const at::Tensor logits = net->logits(net->features(
+          at::cat({before, before}), at::cat({classes.narrow(0, i, 1), net->empty_classes(1)})));
+      const at::Tensor noise =
+          kernels::token_noise(at::full({1}, 21, at::kLong), at::full({1}, i, at::kLong), t, kTokens, kCodes);
       const at::Tensor score = logits[0] + *schedule->known_guidance(t) * (logits[0] - logits[1]) + noise[0];
       const at::Tensor top = std::get<0>(score.topk(2, 1));
       const at::Tensor margin = (top.select(1, 0) - top.select(1, 1)).masked_select(a != b);
@@ -180,6 +191,24 @@ TEST(Sampler, RowsThroughTheGeneratorArePromisedCounts) {
   // AutoNAT's first three steps are unguided.
   EXPECT_EQ(rows(*make_table_schedule("autonat", autonat_table(8))), 2 + 2 * 8 + 5 * 16);
   EXPECT_EQ(rows(PerSampleSchedule{}), (2 + 1) + 3 * 16);
+}
+
+// The classes found beforehand, found by the loop, and those of a condition that was replaced since: the same
+// images.
+TEST(Sampler, DistinctClassesAreFoundBeforehandOrInTheLoop) {
+  Generator net = small_generator();
+  const at::Tensor classes = at::tensor({7, 2, 7, 0}, at::kLong);
+  const auto schedule = cosine(3, 1);
+  const SamplerStart start = plain_start(*net, classes, 5, at::arange(4));
+  EXPECT_TRUE(at::equal(start.classes.distinct, at::tensor({0, 2, 7}, at::kLong)));
+  EXPECT_TRUE(at::equal(start.classes.distinct.index_select(0, start.classes.row_of), classes));
+  const at::Tensor expected = sample(*net, start, *schedule);
+  SamplerStart bare = start;
+  bare.classes = {};
+  EXPECT_TRUE(at::equal(sample(*net, bare, *schedule), expected));
+  SamplerStart replaced = plain_start(*net, at::zeros({4}, at::kLong), 5, at::arange(4));
+  replaced.condition = classes;
+  EXPECT_TRUE(at::equal(sample(*net, replaced, *schedule), expected));
 }
 
 TEST(Sampler, StartsFromGivenTokensAndKeepsThem) {

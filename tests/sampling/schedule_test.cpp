@@ -91,12 +91,13 @@ TEST(ScheduleFile, ReadsAndRefuses) {
   EXPECT_EQ(schedule->steps(), 2);
   EXPECT_EQ(schedule->rule(), kernels::RemaskRule::kAdanat);
   EXPECT_THROW(make_schedule(good, 3, {}, 4, 4), InputError);
-  for (const char* bad :
-       {R"({"steps":3,"mask_ratio":[0.5,0],"remask_temperature":[1,0],"sampling_temperature":[1,1],"guidance":[0,1]})",
-        R"({"steps":1,"mask_ratio":[1.5],"remask_temperature":[0],"sampling_temperature":[1],"guidance":[0]})",
-        R"({"steps":1,"mask_ratio":[0],"remask_temperature":[0],"sampling_temperature":[1],"guidance":[0],"rule":"x"})",
-        R"({"steps":1,"mask_ratio":[0],"remask_temperature":[0],"sampling_temperature":[1],"guidance":[0],"extra":1})",
-        R"({"steps":"1"})", R"({"steps":1)", "[]", ""}) {
+  for (
+      const char* bad :
+      {R"({"steps":3,"mask_ratio":[0.5,0],"remask_temperature":[1,0],"sampling_temperature":[1,1],"guidance":[0,1]})",
+       R"({"steps":1,"mask_ratio":[1.5],"remask_temperature":[0],"sampling_temperature":[1],"guidance":[0]})",
+       R"({"steps":1,"mask_ratio":[0],"remask_temperature":[0],"sampling_temperature":[1],"guidance":[0],"rule":"x"})",
+       R"({"steps":1,"mask_ratio":[0],"remask_temperature":[0],"sampling_temperature":[1],"guidance":[0],"extra":1})",
+       R"({"steps":"1"})", R"({"steps":1)", "[]", ""}) {
     EXPECT_THROW(make_schedule(write(bad), 0, {}, 4, 4), InputError) << bad;
   }
   EXPECT_THROW(make_schedule("nonsense", 4, {}, 4, 4), InputError);

@@ -10,7 +10,9 @@
 namespace adanat::testing {
 namespace {
 
-at::Tensor t(std::vector<double> values) { return at::tensor(values, at::kFloat); }
+at::Tensor t(std::vector<double> values) {
+  return at::tensor(values, at::kFloat);
+}
 
 TEST(Close, AcceptsWhatIsWithinTolerance) {
   EXPECT_TRUE(close(t({1, -2}), t({1.0005, -2}), 1e-3));

@@ -14,7 +14,8 @@ namespace adanat::testing {
 ::testing::AssertionResult close(const at::Tensor& actual, const at::Tensor& expected, double atol) {
   const auto fail = [] { return ::testing::AssertionFailure(); };
   if (!actual.defined() || !expected.defined()) return fail() << "undefined tensor";
-  if (actual.sizes() != expected.sizes()) return fail() << "shape " << actual.sizes() << " against " << expected.sizes();
+  if (actual.sizes() != expected.sizes())
+    return fail() << "shape " << actual.sizes() << " against " << expected.sizes();
   if (actual.is_floating_point() != expected.is_floating_point())
     return fail() << "dtype " << actual.dtype() << " against " << expected.dtype();
   if (actual.numel() == 0) return ::testing::AssertionSuccess();
@@ -31,8 +32,9 @@ namespace adanat::testing {
     if (error > worst) worst = error, at_index = i;
   }
   if (bad == 0) return ::testing::AssertionSuccess() << "largest difference " << worst;
-  return fail() << bad << " of " << a.numel() << " values differ by more than " << atol << "; worst at flat index "
-                << at_index << ": " << pa[at_index] << " against " << pe[at_index] << " (difference " << worst << ")";
+  return fail() << bad << " of " << a.numel() << " values differ by more than " << atol
+                << "; worst at flat index " << at_index << ": " << pa[at_index] << " against " << pe[at_index]
+                << " (difference " << worst << ")";
 }
 
 const at::Tensor& Golden::operator[](const std::string& key) const {
@@ -41,8 +43,12 @@ const at::Tensor& Golden::operator[](const std::string& key) const {
   return it->second;
 }
 
-std::filesystem::path source_dir() { return ADANAT_SOURCE_DIR; }
-std::filesystem::path golden_dir() { return source_dir() / "tests/golden/data"; }
+std::filesystem::path source_dir() {
+  return ADANAT_SOURCE_DIR;
+}
+std::filesystem::path golden_dir() {
+  return source_dir() / "tests/golden/data";
+}
 
 const Golden& golden(const std::string& name) {
   static std::map<std::string, Golden> cache;
@@ -85,11 +91,15 @@ at::Tensor input_u(const std::string& name, at::IntArrayRef shape) {
 }
 
 at::Tensor input_ids(const std::string& name, at::IntArrayRef shape, int64_t range) {
-  return (procedural_u("input:" + name, c10::multiply_integers(shape)) * double(range)).floor().to(at::kLong).view(shape);
+  return (procedural_u("input:" + name, c10::multiply_integers(shape)) * double(range))
+      .floor()
+      .to(at::kLong)
+      .view(shape);
 }
 
 at::Tensor input_gumbel(const std::string& name, at::IntArrayRef shape) {
-  const at::Tensor u = procedural_u("input:" + name, c10::multiply_integers(shape)).clamp(0x1p-25, 1 - 0x1p-25);
+  const at::Tensor u =
+      procedural_u("input:" + name, c10::multiply_integers(shape)).clamp(0x1p-25, 1 - 0x1p-25);
   return (-(-u.log()).log()).to(at::kFloat).view(shape);
 }
 
@@ -125,7 +135,8 @@ void fill_procedural(torch::nn::Module& module, const std::string& prefix) {
 
 TempDir::TempDir() {
   std::string name = (std::filesystem::temp_directory_path() / "adanat-test-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make a temporary folder like " + name);
+  if (mkdtemp(name.data()) == nullptr)
+    throw std::runtime_error("cannot make a temporary folder like " + name);
   path_ = name;
 }
 
@@ -136,9 +147,9 @@ TempDir::~TempDir() {
 
 std::filesystem::path shared_data() {
   const char* variable = std::getenv("ADANAT_SHARED");
-  const std::filesystem::path root =
-      variable != nullptr && *variable != 0 ? std::filesystem::path(variable)
-                                            : source_dir().parent_path() / "shared";
+  const std::filesystem::path root = variable != nullptr && *variable != 0
+                                         ? std::filesystem::path(variable)
+                                         : source_dir().parent_path() / "shared";
   return std::filesystem::is_directory(root / "data") ? root / "data" : std::filesystem::path();
 }
 

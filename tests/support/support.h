@@ -14,14 +14,15 @@ class Module;
 
 namespace adanat::testing {
 
-// Success iff dtype class, sizes and every value agree: |actual - expected| <= atol, equal infinities, no NaN on
-// either side. Integers and bools must be equal (atol 0). The failure names the worst element with both values.
+// Success iff dtype class, sizes and every value agree: |actual - expected| <= atol, equal infinities, no NaN
+// on either side. Integers and bools must be equal (atol 0). The failure names the worst element with both
+// values.
 ::testing::AssertionResult close(const at::Tensor& actual, const at::Tensor& expected, double atol);
 
 #define EXPECT_CLOSE(actual, expected, atol) EXPECT_TRUE(::adanat::testing::close(actual, expected, atol))
 
-// The checkout, and its golden files. (Functions, not macros: an absolute path on every compiler line would keep the
-// compiler cache from serving another checkout.)
+// The checkout, and its golden files. (Functions, not macros: an absolute path on every compiler line would
+// keep the compiler cache from serving another checkout.)
 std::filesystem::path source_dir();
 std::filesystem::path golden_dir();
 
@@ -65,12 +66,12 @@ class TempDir {
 std::filesystem::path shared_data();
 
 // At the start of a test that needs real data: skips without it, but fails where CI=true.
-#define ADANAT_NEEDS_DATA()                                                                        \
-  if (::adanat::testing::shared_data().empty()) {                                                  \
-    if (const char* ci = std::getenv("CI"); ci != nullptr && std::string(ci) == "true")            \
-      FAIL() << "no data: set ADANAT_SHARED to the folder that holds data/";                       \
-    GTEST_SKIP() << "skipped: no data";                                                            \
-  }                                                                                                \
+#define ADANAT_NEEDS_DATA()                                                             \
+  if (::adanat::testing::shared_data().empty()) {                                       \
+    if (const char* ci = std::getenv("CI"); ci != nullptr && std::string(ci) == "true") \
+      FAIL() << "no data: set ADANAT_SHARED to the folder that holds data/";            \
+    GTEST_SKIP() << "skipped: no data";                                                 \
+  }                                                                                     \
   static_assert(true)
 
 }  // namespace adanat::testing

@@ -126,7 +126,8 @@ TEST(Quantizer, StartsFromLatents) {
   EXPECT_CLOSE(q.codes, z, 1e-6);
   EXPECT_NEAR(quantizer.perplexity(q.ids).item<double>(), double(kCodes), 1e-4);
   Quantizer few(tokenizer, ema_config());
-  EXPECT_CLOSE(few.quantize(z.slice(2, 0, 3)).codes, z.slice(2, 0, 3), 10);  // fewer rows than codes: no error
+  EXPECT_CLOSE(few.quantize(z.slice(2, 0, 3)).codes, z.slice(2, 0, 3),
+               10);  // fewer rows than codes: no error
 }
 
 TEST(Quantizer, RevivesDeadCodes) {
@@ -205,7 +206,8 @@ TEST(Quantizer, ConfigIsChecked) {
   refused([](QuantizerConfig& c) { c.revive_after = -1; });
 }
 
-// ---- the adversary --------------------------------------------------------------------------------------------------
+// ---- the adversary
+// --------------------------------------------------------------------------------------------------
 
 TEST(PatchGan, Shapes) {
   for (const int64_t layers : {1, 2, 3}) {
@@ -218,7 +220,8 @@ TEST(PatchGan, Shapes) {
       const int64_t side = (size >> layers) - 2;
       const at::Tensor logits = gan->forward(images);
       EXPECT_EQ(logits.sizes(), at::IntArrayRef({2, 1, side, side})) << layers << " " << size;
-      EXPECT_CLOSE(gan->forward(images.slice(0, 1, 2)), logits.slice(0, 1, 2), 1e-5);  // batch mates do not matter
+      EXPECT_CLOSE(gan->forward(images.slice(0, 1, 2)), logits.slice(0, 1, 2),
+                   1e-5);  // batch mates do not matter
     }
     EXPECT_THROW(gan->forward(at::rand({1, 3, (3 << layers) - 1, 40})), InputError);
   }
@@ -226,7 +229,8 @@ TEST(PatchGan, Shapes) {
 
 TEST(PatchGan, HingeLosses) {
   const at::Tensor real = at::tensor({2.0f, 0.5f, -1.0f}), fake = at::tensor({-3.0f, 0.0f, 1.0f});
-  EXPECT_NEAR(hinge_discriminator_loss(real, fake).item<double>(), 0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3), 1e-6);
+  EXPECT_NEAR(hinge_discriminator_loss(real, fake).item<double>(),
+              0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3), 1e-6);
   EXPECT_NEAR(hinge_generator_loss(fake).item<double>(), 2.0 / 3, 1e-6);
 }
 
@@ -238,7 +242,8 @@ TEST(PatchGan, AdaptiveWeight) {
   EXPECT_FALSE(adaptive_weight(nll.requires_grad_(), gan, 1).requires_grad());
 }
 
-// The shortcut of the recipe - gradient at the image first, then one layer further - is the gradient of the loss itself.
+// The shortcut of the recipe - gradient at the image first, then one layer further - is the gradient of the
+// loss itself.
 TEST(PatchGan, AdaptiveWeightThroughTheImage) {
   Tokenizer tokenizer = tiny();
   PatchGanConfig config;
@@ -254,7 +259,8 @@ TEST(PatchGan, AdaptiveWeightThroughTheImage) {
   const at::Tensor direct = adaptive_weight(grad(at::l1_loss(made, target), last, {}),
                                             grad(-gan->forward(made).mean(), last, {}), 0.8);
   const at::Tensor leaf = made.detach().requires_grad_();
-  const at::Tensor nll = grad(at::l1_loss(leaf, target), leaf, {}), adv = grad(-gan->forward(leaf).mean(), leaf, {});
+  const at::Tensor nll = grad(at::l1_loss(leaf, target), leaf, {}),
+                   adv = grad(-gan->forward(leaf).mean(), leaf, {});
   EXPECT_CLOSE(adaptive_weight(grad(made, last, {nll}), grad(made, last, {adv}), 0.8), direct, 1e-4);
 }
 

@@ -43,11 +43,13 @@ class Discs : public ImageDataset {
 class TwoConvolutions : public FeatureNet {
  public:
   TwoConvolutions()
-      : a_(testing::procedural_weight("a.weight", {6, 3, 3, 3})), b_(testing::procedural_weight("b.weight", {8, 6, 3, 3})) {}
+      : a_(testing::procedural_weight("a.weight", {6, 3, 3, 3})),
+        b_(testing::procedural_weight("b.weight", {8, 6, 3, 3})) {}
   std::string kind() const override { return "test"; }
   std::vector<std::string> taps() const override { return {"a", "b"}; }
   std::vector<at::Tensor> forward(const at::Tensor& images, const std::vector<std::string>& taps) override {
-    const at::Tensor a = at::relu(at::conv2d(images, a_, {}, 1, 1)), b = at::relu(at::conv2d(a, b_, {}, 2, 1));
+    const at::Tensor a = at::relu(at::conv2d(images, a_, {}, 1, 1)),
+                     b = at::relu(at::conv2d(a, b_, {}, 2, 1));
     std::vector<at::Tensor> out;
     for (const std::string& tap : taps) out.push_back(tap == "a" ? a : b);
     return out;
@@ -132,14 +134,43 @@ void expect_resume_is_exact(const TokenizerTrainConfig& config) {
   EXPECT_GT(changed, int64_t(expected.size()) * 3 / 4);  // the second half did something
 }
 
-TEST(TokenizerRecipe, ResumeIsBitExact) { expect_resume_is_exact(tiny_config()); }
+TEST(TokenizerRecipe, ResumeIsBitExact) {
+  expect_resume_is_exact(tiny_config());
+}
 
 TEST(TokenizerRecipe, ResumeIsBitExactWithGradientCodebook) {
   TokenizerTrainConfig config = tiny_config();
   config.quantizer.codebook = "gradient";
   config.optimizer.accumulate = 2;
-  config.precision = "bfloat16";
+  config.dtype = "bfloat16";
   expect_resume_is_exact(config);
+}
+
+// Timed in both phases, with and without the discriminator; no trace of it stays.
+TEST(TokenizerRecipe, AutomaticPrecisionLeavesNoTrace) {
+  TokenizerTrainConfig config = tiny_config();
+  config.dtype = "auto";
+  const auto chosen = make(config);
+  EXPECT_EQ(chosen->phases(), (std::vector<int64_t>{0, 3}));
+  const DtypeChoice choice = choose_dtype(*chosen);
+  EXPECT_GT(choice.bfloat16_seconds, 0);
+  config.dtype = choice.dtype;
+  const auto given = make(config);
+  chosen->set_dtype(choice.dtype);
+  for (const auto& recipe : {chosen.get(), given.get()}) {
+    at::manual_seed(1);  // revived codes are drawn
+    for (int64_t s = 0; s < 6; ++s) recipe->step(s);
+  }
+  const TensorMap a = state_of(*chosen), b = state_of(*given);
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, tensor] : a) EXPECT_CLOSE(b.at(name), tensor, 0) << name;
+}
+
+TEST(TokenizerRecipe, SaysWhatItWasTrainedOn) {
+  const Json config = make(tiny_config())->config();
+  EXPECT_EQ(config["trained_on"]["images"], 22);
+  EXPECT_EQ(config["trained_on"]["class_names"], Json({"a", "b", "c"}));
+  EXPECT_TRUE(config["trained_on"].contains("features_hash"));
 }
 
 TEST(TokenizerRecipe, LearnsASmallSet) {
@@ -157,7 +188,8 @@ TEST(TokenizerRecipe, LearnsASmallSet) {
     EXPECT_EQ(report.images, 16);
     (s < 10 ? early : late) += s < 10 || s >= 110 ? value_of(report, "l1") : 0;
     EXPECT_EQ(std::isnan(value_of(report, "gan_weight")), s < 60);
-    for (const auto& [name, value] : report.values) ASSERT_TRUE(std::isfinite(value.item<double>())) << name << " " << s;
+    for (const auto& [name, value] : report.values)
+      ASSERT_TRUE(std::isfinite(value.item<double>())) << name << " " << s;
   }
   EXPECT_LT(late, 0.6 * early);
   std::map<std::string, double> measured;
@@ -175,8 +207,7 @@ TEST(TokenizerRecipe, SaysThatItDiverged) {
   config.optimizer.clip = 0;
   config.optimizer.warmup = 0;
   const auto recipe = make(config);
-  EXPECT_THROW(
-      for (int64_t s = 0; s < 10; ++s) recipe->step(s), RunError);
+  EXPECT_THROW(for (int64_t s = 0; s < 10; ++s) recipe->step(s), RunError);
 }
 
 TEST(TokenizerRecipe, WritesWhatItMeasures) {
@@ -206,7 +237,8 @@ TEST(TokenizerRecipe, WritesWhatItMeasures) {
   double sum = 0;
   for (int64_t i = 0; i < held_out->size(); ++i) {
     const Image image = held_out->image(i);
-    const at::Tensor x = at::tensor(at::ArrayRef<uint8_t>(image.rgb)).view({1, 16, 16, 3}).permute({0, 3, 1, 2}) / 255.0;
+    const at::Tensor x =
+        at::tensor(at::ArrayRef<uint8_t>(image.rgb)).view({1, 16, 16, 3}).permute({0, 3, 1, 2}) / 255.0;
     const at::Tensor made = tokenizer->decode(tokenizer->encode(x)).clamp(0, 1);
     sum += -10 * std::log10((made - x).square().mean().item<double>());
   }
@@ -231,8 +263,10 @@ TEST(TokenizerRecipe, StartsFromGivenWeights) {
   EXPECT_CLOSE(state.at("model.encoder.conv_in.weight"), weights.at("encoder.conv_in.weight"), 0);
   // Codes that the first batch did not use keep their direction.
   const auto unit = [](const at::Tensor& x) { return x / x.norm(2, 1, true); };
-  const at::Tensor moved = (unit(state.at("model.quantize.embedding.weight")) -
-                            unit(weights.at("quantize.embedding.weight"))).abs().amax(1);
+  const at::Tensor moved =
+      (unit(state.at("model.quantize.embedding.weight")) - unit(weights.at("quantize.embedding.weight")))
+          .abs()
+          .amax(1);
   EXPECT_LT(moved.min().item<double>(), 1e-5);
   TensorMap bad = weights;
   bad.erase("quantize.embedding.weight");
@@ -246,23 +280,25 @@ TEST(TokenizerRecipe, ConfigIsChecked) {
     EXPECT_THROW(make(config), InputError);
   };
   refused([](TokenizerTrainConfig& c) { c.batch_size = 0; });
-  refused([](TokenizerTrainConfig& c) { c.precision = "float8"; });
+  refused([](TokenizerTrainConfig& c) { c.dtype = "float8"; });
   refused([](TokenizerTrainConfig& c) { c.store = "int8"; });
   refused([](TokenizerTrainConfig& c) { c.loss.l1 = c.loss.perceptual = 0; });
   refused([](TokenizerTrainConfig& c) { c.gan.layers = 4; });
   refused([](TokenizerTrainConfig& c) { c.model.image_size = 18; });
   RecipeContext context;
-  EXPECT_THROW(make_tokenizer_recipe(tiny_config(), std::make_shared<Discs>(22), nullptr, nullptr, context), InputError);
+  EXPECT_THROW(make_tokenizer_recipe(tiny_config(), std::make_shared<Discs>(22), nullptr, nullptr, context),
+               InputError);
 }
 
 // Every shipped config is read, valid, and written back to the same.
 TEST(TokenizerRecipe, ShippedConfigs) {
-  for (const char* name : {"mnist", "signs"}) {
+  for (const char* name : {"mnist", "signs", "cifar10"}) {
     const std::string path = testing::source_dir().string() + "/configs/" + name + "/tokenizer.json";
     const auto config = config_from_json<TokenizerTrainConfig>(read_json_file(path), path);
     EXPECT_TRUE(config_from_json<TokenizerTrainConfig>(config_to_json(config), "echo") == config);
     EXPECT_EQ(config.model.factor(), 4);
-    EXPECT_FALSE(config.flip);  // mirrored digits and signs are other digits and signs
+    EXPECT_EQ(config.flip,
+              std::string(name) == "cifar10");  // mirrored digits and signs are other digits and signs
     Tokenizer tokenizer(config.model);
     EXPECT_LE(parameter_count(*tokenizer), 4'000'000) << name;
   }

@@ -6,6 +6,7 @@
 #include "kernels/nearest_code.h"
 #include "support/support.h"
 #include "tokenizer/quantizer.h"
+#include "tokenizer/shapes.h"
 
 namespace adanat {
 namespace {
@@ -98,11 +99,12 @@ TEST_F(Vqgan, GoldenF16) {
 TEST_F(Vqgan, PublicNames) {
   const TensorMap state = module_state(*Tokenizer(small_config()));
   for (const char* name :
-       {"encoder.conv_in.weight", "encoder.down.0.block.0.norm1.weight", "encoder.down.2.block.0.nin_shortcut.weight",
-        "encoder.down.2.block.1.conv2.weight", "encoder.mid.block_1.norm1.bias", "encoder.norm_out.bias",
-        "encoder.conv_out.bias", "decoder.conv_in.bias", "decoder.mid.block_2.conv1.weight",
-        "decoder.up.1.block.0.nin_shortcut.weight", "decoder.up.2.upsample.conv.bias", "decoder.norm_out.weight",
-        "decoder.conv_out.bias", "quantize.embedding.weight"})
+       {"encoder.conv_in.weight", "encoder.down.0.block.0.norm1.weight",
+        "encoder.down.2.block.0.nin_shortcut.weight", "encoder.down.2.block.1.conv2.weight",
+        "encoder.mid.block_1.norm1.bias", "encoder.norm_out.bias", "encoder.conv_out.bias",
+        "decoder.conv_in.bias", "decoder.mid.block_2.conv1.weight",
+        "decoder.up.1.block.0.nin_shortcut.weight", "decoder.up.2.upsample.conv.bias",
+        "decoder.norm_out.weight", "decoder.conv_out.bias", "quantize.embedding.weight"})
     EXPECT_TRUE(state.contains(name)) << name;
   EXPECT_FALSE(state.contains("encoder.conv_in.bias"));
   EXPECT_FALSE(state.contains("decoder.up.0.upsample.conv.weight"));
@@ -122,7 +124,8 @@ TEST_F(Vqgan, BothShortcutForms) {
     h = at::conv2d(swish(h), w.at("conv1.weight"), {}, 1, 1);
     h = at::group_norm(h, 8, w.at("norm2.weight"), w.at("norm2.bias"), 1e-6);  // gcd(32, 24)
     h = at::conv2d(swish(h), w.at("conv2.weight"), {}, 1, 1);
-    EXPECT_CLOSE(block->forward(x), h + at::conv2d(hidden ? h : x, w.at("nin_shortcut.weight")), 1e-5) << hidden;
+    EXPECT_CLOSE(block->forward(x), h + at::conv2d(hidden ? h : x, w.at("nin_shortcut.weight")), 1e-5)
+        << hidden;
   }
 }
 
@@ -157,7 +160,8 @@ TEST_F(Vqgan, AwkwardSizesAndWidths) {
   TokenizerConfig odd = tiny_config();
   odd.channels = 13;  // one group of 13
   Tokenizer tokenizer(odd);
-  EXPECT_TRUE(at::isfinite(tokenizer->decode(tokenizer->encode(at::rand({2, 3, 16, 16})))).all().item<bool>());
+  EXPECT_TRUE(
+      at::isfinite(tokenizer->decode(tokenizer->encode(at::rand({2, 3, 16, 16})))).all().item<bool>());
   // An image's ids do not depend on its batch mates, nor on how the batch lies in memory.
   const at::Tensor images = testing::input_u("batch", {4, 3, 16, 16});
   const at::Tensor all = tokenizer->encode(images);
@@ -230,7 +234,8 @@ TEST_F(Vqgan, FileRoundTrip) {
   EXPECT_THROW(load_tokenizer(folder / "other.safetensors"), InputError);
 }
 
-// ---- quantiser, golden ---------------------------------------------------------------------------------------------
+// ---- quantiser, golden
+// ---------------------------------------------------------------------------------------------
 
 TEST(VqganQuantizer, GoldenLossesAndGradients) {
   const Golden& g = golden("vqgan.safetensors");
@@ -265,6 +270,24 @@ TEST(VqganQuantizer, GoldenLossesAndGradients) {
   q.loss.backward();
   EXPECT_CLOSE(z.grad(), 0.25 * g["quant_grad.z_from_loss"], 1e-6);
   EXPECT_CLOSE(tokenizer->embedding.grad(), 4 * g["quant_grad.codebook_from_loss"], 1e-6);
+}
+
+TEST(Tokenizer, ItsShapesFollowFromItsConfig) {
+  TokenizerConfig config;
+  config.image_size = 16, config.channels = 8, config.latent_channels = 4, config.codes = 9,
+  config.residual_blocks = 2;
+  const auto check = [&] {
+    ShapeMap registered;
+    for (const auto& [name, tensor] : module_state(*Tokenizer(config)))
+      registered[name] = tensor.sizes().vec();
+    EXPECT_EQ(tokenizer_shapes(config), registered);
+  };
+  config.channel_multipliers = {1, 1, 2};
+  check();
+  config.channel_multipliers = {2, 1}, config.shortcut_from = "hidden", config.unshuffle = 2;
+  check();
+  config.channel_multipliers = {3}, config.residual_blocks = 1;
+  check();
 }
 
 }  // namespace

@@ -58,15 +58,22 @@ std::multimap<int, Part> read_message(const std::string& text) {
     const uint64_t tag = varint();
     Part part;
     switch (tag & 7) {
-      case 0: part.number = varint(); break;
-      case 1: std::memcpy(&part.number, text.substr(at, 8).data(), 8), at += 8; break;
-      case 5: std::memcpy(&part.number, text.substr(at, 4).data(), 4), at += 4; break;
+      case 0:
+        part.number = varint();
+        break;
+      case 1:
+        std::memcpy(&part.number, text.substr(at, 8).data(), 8), at += 8;
+        break;
+      case 5:
+        std::memcpy(&part.number, text.substr(at, 4).data(), 4), at += 4;
+        break;
       case 2: {
         const uint64_t length = varint();
         part.bytes = text.substr(at, length), at += length;
         break;
       }
-      default: ADD_FAILURE() << "wire type " << (tag & 7);
+      default:
+        ADD_FAILURE() << "wire type " << (tag & 7);
     }
     out.emplace(int(tag >> 3), part);
   }
@@ -192,7 +199,8 @@ TEST(EventLog, ResumingDropsWhatCameAfterTheCheckpoint) {
       const auto event = read_message(record);
       if (event.contains(7) && event.contains(2) && only(event, 2).number == 4) purges = true;
     }
-  EXPECT_TRUE(purges) << "a SessionLog START at step 4 tells TensorBoard to drop what older files hold from there on";
+  EXPECT_TRUE(purges)
+      << "a SessionLog START at step 4 tells TensorBoard to drop what older files hold from there on";
 }
 
 TEST(EventLog, FolderThatCannotBeWritten) {

@@ -10,10 +10,13 @@ namespace {
 using testing::golden;
 using testing::input_float;
 
-const testing::Golden& expected() { return golden("optim.safetensors"); }
+const testing::Golden& expected() {
+  return golden("optim.safetensors");
+}
 
 NamedTensors start() {
-  return {{"w", input_float("optim.w", {4, 5}, 1).requires_grad_()}, {"b", input_float("optim.b", {7}, 1).requires_grad_()}};
+  return {{"w", input_float("optim.w", {4, 5}, 1).requires_grad_()},
+          {"b", input_float("optim.b", {7}, 1).requires_grad_()}};
 }
 
 void set_gradients(const NamedTensors& parameters, int64_t step) {
@@ -26,7 +29,9 @@ struct Row {
   OptimizerConfig config;
   double tolerance;  // the table of tests/golden/data/README.md
 };
-void PrintTo(const Row& row, std::ostream* out) { *out << row.name; }
+void PrintTo(const Row& row, std::ostream* out) {
+  *out << row.name;
+}
 
 class GoldenOptimizer : public ::testing::TestWithParam<Row> {};
 
@@ -37,8 +42,10 @@ TEST_P(GoldenOptimizer, FiveUpdates) {
   for (int64_t step = 0; step < 5; ++step) {
     set_gradients(parameters, step);
     optimizer.step(row.config.learning_rate);
-    EXPECT_CLOSE(parameters[0].second.detach(), expected()[cat(row.name, ".step", step, ".w")], row.tolerance);
-    EXPECT_CLOSE(parameters[1].second.detach(), expected()[cat(row.name, ".step", step, ".b")], row.tolerance);
+    EXPECT_CLOSE(parameters[0].second.detach(), expected()[cat(row.name, ".step", step, ".w")],
+                 row.tolerance);
+    EXPECT_CLOSE(parameters[1].second.detach(), expected()[cat(row.name, ".step", step, ".b")],
+                 row.tolerance);
     EXPECT_FALSE(parameters[0].second.grad().defined()) << "gradients are cleared";
   }
   TensorMap state;
@@ -50,9 +57,10 @@ TEST_P(GoldenOptimizer, FiveUpdates) {
 
 INSTANTIATE_TEST_SUITE_P(
     Optim, GoldenOptimizer,
-    ::testing::Values(Row{"adamw", {.learning_rate = 1e-3, .weight_decay = 0.03, .beta1 = 0.99, .beta2 = 0.99}, 5e-6},
-                      Row{"adam_ppo", {.learning_rate = 1e-3, .weight_decay = 0, .beta1 = 0.9, .beta2 = 0.999}, 2e-6},
-                      Row{"adam_disc", {.learning_rate = 1e-3, .weight_decay = 0, .beta1 = 0.5, .beta2 = 0.999}, 2e-6}),
+    ::testing::Values(
+        Row{"adamw", {.learning_rate = 1e-3, .weight_decay = 0.03, .beta1 = 0.99, .beta2 = 0.99}, 5e-6},
+        Row{"adam_ppo", {.learning_rate = 1e-3, .weight_decay = 0, .beta1 = 0.9, .beta2 = 0.999}, 2e-6},
+        Row{"adam_disc", {.learning_rate = 1e-3, .weight_decay = 0, .beta1 = 0.5, .beta2 = 0.999}, 2e-6}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Optimizer, ClipsTheWholeGradient) {
@@ -106,10 +114,14 @@ TEST(Optimizer, SaveAndLoadGoOnBitExactly) {
 TEST(LearningRate, LawOfTheReference) {
   const Json five = parse_json(expected().metadata.at("lr_used_at_update_warmup5_base4e-4"), "golden");
   for (size_t i = 0; i < five.size(); ++i)
-    EXPECT_NEAR(learning_rate_at({.learning_rate = 4e-4, .warmup = 5}, int64_t(i), 100), five[i].get<double>(), 1e-12) << i;
+    EXPECT_NEAR(learning_rate_at({.learning_rate = 4e-4, .warmup = 5}, int64_t(i), 100),
+                five[i].get<double>(), 1e-12)
+        << i;
   const Json none = parse_json(expected().metadata.at("lr_used_at_update_warmup0"), "golden");
   for (size_t i = 0; i < none.size(); ++i)
-    EXPECT_NEAR(learning_rate_at({.learning_rate = 4e-4, .warmup = 0}, int64_t(i), 100), none[i].get<double>(), 1e-12) << i;
+    EXPECT_NEAR(learning_rate_at({.learning_rate = 4e-4, .warmup = 0}, int64_t(i), 100),
+                none[i].get<double>(), 1e-12)
+        << i;
   const Json many = parse_json(expected().metadata.at("lr_used_warmup5000"), "golden");
   for (const auto& item : many.items())
     EXPECT_NEAR(learning_rate_at({.learning_rate = 4e-4, .warmup = 5000}, std::stoll(item.key()), 9999),
@@ -171,7 +183,8 @@ TEST(Ema, RampSwapAndErrors) {
 // Warm-up, AdamW and EMA together, as the reference's training loop runs them.
 TEST(GoldenLoop, SixUpdates) {
   const NamedTensors parameters{{"w", input_float("optim.w", {4, 5}, 1).requires_grad_()}};
-  const OptimizerConfig config{.learning_rate = 4e-4, .weight_decay = 0.03, .beta1 = 0.99, .beta2 = 0.99, .warmup = 3};
+  const OptimizerConfig config{
+      .learning_rate = 4e-4, .weight_decay = 0.03, .beta1 = 0.99, .beta2 = 0.99, .warmup = 3};
   Optimizer optimizer(parameters, config);
   Ema ema(parameters, {.decay = 0.9999, .ramp = false});
   for (int64_t step = 0; step < 6; ++step) {

@@ -9,9 +9,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <csignal>
 #include <functional>
 #include <limits>
+#include <thread>
 
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
@@ -28,16 +30,19 @@ using testing::TempDir;
 struct ToyConfig {
   int64_t width = 6;
   double noise = 0.1;
+  std::string dtype = "float32";
   OptimizerConfig optimizer{.learning_rate = 0.01, .warmup = 2};
   LoopConfig loop{.steps = 10, .log_every = 1, .checkpoint_every = 0};
   static constexpr auto fields() {
     return std::tuple{field("width", &ToyConfig::width, ""), field("noise", &ToyConfig::noise, ""),
-                      field("optimizer", &ToyConfig::optimizer, ""), field("loop", &ToyConfig::loop, "")};
+                      field("dtype", &ToyConfig::dtype, ""), field("optimizer", &ToyConfig::optimizer, ""),
+                      field("loop", &ToyConfig::loop, "")};
   }
   void validate() const {}
 };
 
-// Fits a vector to noisy measurements; the noise comes from torch's default generator, whose state the loop must keep.
+// Fits a vector to noisy measurements; the noise comes from torch's default generator, whose state the loop
+// must keep.
 class ToyRecipe : public Recipe {
  public:
   explicit ToyRecipe(ToyConfig config = {}) : config_(config), weights_(at::randn({config.width})) {
@@ -48,18 +53,29 @@ class ToyRecipe : public Recipe {
   std::string name() const override { return "toy"; }
   Json config() const override { return config_to_json(config_); }
   const LoopConfig& loop() const override { return config_.loop; }
+  std::string dtype() const override { return config_.dtype; }
+  void set_dtype(const std::string& dtype) override { config_.dtype = dtype; }
+  std::vector<int64_t> phases() const override { return {0, 6}; }
+  DataHealth data_health() const override { return health; }
   StepReport step(int64_t step) override {
     steps_seen.push_back(step);
     if (before_step) before_step(step);
-    const at::Tensor loss = (weights_ - config_.noise * at::randn({config_.width})).square().sum();
+    // Something that is never saved would show as a trace of the timing; precision shows in the loss.
+    if (config_.dtype == slow_dtype) std::this_thread::sleep_for(std::chrono::milliseconds(4));
+    const double noise = config_.dtype == "bfloat16" ? config_.noise / 2 : config_.noise;
+    const at::Tensor loss = (weights_ - noise * at::randn({config_.width})).square().sum();
     loss.backward();
     optimizer_->step(learning_rate_at(config_.optimizer, step, config_.loop.steps));
     ema_->update(step);
+    if (step == poison_at) weights_.detach()[2] = std::numeric_limits<float>::infinity();
     const double shown = step == nan_at ? std::numeric_limits<double>::quiet_NaN() : loss.item<double>();
     return {{{"loss", at::scalar_tensor(shown)}}, 1};
   }
   Scalars evaluate() override { return {{"size", weights_.detach().square().sum().item<double>()}}; }
-  std::vector<NamedImage> samples() override { return {{"samples", Image{1, 1, {1, 2, 3}}}}; }
+  std::vector<NamedImage> samples() override {
+    TORCH_CHECK(weights_.detach().abs().max().item<double>() < 1e20, "a logit is NaN");
+    return {{"samples", Image{1, 1, {1, 2, 3}}}};
+  }
   void save(TensorMap& out) const override {
     out["w"] = weights_.detach();
     if (ballast > 0) out["ballast"] = at::zeros({ballast});
@@ -71,11 +87,15 @@ class ToyRecipe : public Recipe {
     optimizer_->load(in, "optimizer.", where);
     ema_->load(in, "ema.", where);
   }
-  void write_model(const fs::path& folder) override { write_tensors(folder / "toy.safetensors", {{"w", weights_}}); }
+  void write_model(const fs::path& folder) override {
+    write_tensors(folder / "toy.safetensors", {{"w", weights_}});
+  }
 
   std::vector<int64_t> steps_seen;
   std::function<void(int64_t)> before_step;
-  int64_t nan_at = -1, ballast = 0;
+  int64_t nan_at = -1, poison_at = -1, ballast = 0;
+  std::string slow_dtype;
+  DataHealth health;
 
  private:
   ToyConfig config_;
@@ -86,7 +106,8 @@ class ToyRecipe : public Recipe {
 
 TensorMap state_of(const fs::path& checkpoint) {
   TensorMap out;
-  for (const auto& [name, tensor] : read_tensors(checkpoint / "state.safetensors")) out[name] = tensor.clone();
+  for (const auto& [name, tensor] : read_tensors(checkpoint / "state.safetensors"))
+    out[name] = tensor.clone();
   return out;
 }
 
@@ -133,7 +154,8 @@ TEST_F(Trainer, TenStepsAreFiveStopAndFive) {
   run_training(second, out_, true);
   EXPECT_EQ(second.steps_seen, (std::vector<int64_t>{5, 6, 7, 8, 9}));
 
-  const TensorMap a = state_of(dir_ / "whole" / "checkpoints" / "step-10"), b = state_of(newest_checkpoint(out_));
+  const TensorMap a = state_of(dir_ / "whole" / "checkpoints" / "step-10"),
+                  b = state_of(newest_checkpoint(out_));
   ASSERT_EQ(a.size(), b.size());
   EXPECT_GE(a.size(), 6u) << "weights, two moments, count, average, random state";
   for (const auto& [name, tensor] : a) {
@@ -244,6 +266,207 @@ TEST_F(Trainer, CheckpointOfAnotherRecipe) {
   EXPECT_NE(message.find(file.string()), std::string::npos) << message;
 }
 
+TEST_F(Trainer, CheckpointUnderAnotherName) {
+  ToyConfig config;
+  config.loop.steps = 4;
+  ToyRecipe recipe(config);
+  run_training(recipe, out_, false);
+  fs::rename(out_ / "checkpoints" / "step-4", out_ / "checkpoints" / "step-7");
+  const std::string message = message_of<InputError>([&] { run_training(recipe, out_, true); });
+  EXPECT_NE(message.find("step-7"), std::string::npos) << message;
+  EXPECT_NE(message.find("after step 4"), std::string::npos) << message;
+}
+
+TEST_F(Trainer, CheckpointWithoutARandomState) {
+  ToyConfig config;
+  config.loop.steps = 2;
+  ToyRecipe recipe(config);
+  run_training(recipe, out_, false);
+  const fs::path file = newest_checkpoint(out_) / "state.safetensors";
+  const Metadata metadata{{"recipe", "toy"}, {"step", "2"}, {"config", recipe.config().dump()}};
+  TensorMap tensors = state_of(newest_checkpoint(out_));
+  tensors["rng.cpu"] = at::zeros({7}, at::kByte);
+  write_tensors(file, tensors, metadata);
+  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("rng.cpu"),
+            std::string::npos);
+  tensors.erase("rng.cpu");
+  write_tensors(file, tensors, metadata);
+  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("lacks"),
+            std::string::npos);
+}
+
+TEST_F(Trainer, ResumeWithoutItsConfig) {
+  ToyConfig config;
+  config.loop.steps = 2;
+  ToyRecipe recipe(config);
+  run_training(recipe, out_, false);
+  fs::remove(out_ / "config.json");
+  const std::string message = message_of<InputError>([&] { run_training(recipe, out_, true); });
+  EXPECT_NE(message.find("config.json: is missing"), std::string::npos) << message;
+  EXPECT_FALSE(fs::exists(out_ / "config.json"));
+}
+
+TEST_F(Trainer, ConfigThatContradictsTheCheckpoint) {
+  ToyConfig config;
+  config.loop.steps = 2;
+  ToyRecipe recipe(config);
+  run_training(recipe, out_, false);
+  Json edited = read_json_file((out_ / "config.json").string());
+  edited["noise"] = 0.3;
+  write_file_atomic(out_ / "config.json", edited.dump());
+  config.noise = 0.3;
+  ToyRecipe other(config);
+  const std::string message = message_of<InputError>([&] { run_training(other, out_, true); });
+  EXPECT_NE(message.find("state.safetensors"), std::string::npos) << message;
+  EXPECT_NE(message.find("another noise"), std::string::npos) << message;
+  write_file_atomic(out_ / "config.json", "[]");
+  EXPECT_NE(message_of<InputError>([&] { run_training(other, out_, true); }).find("JSON object"),
+            std::string::npos);
+}
+
+TEST_F(Trainer, WeightsThatAreNoNumbersSpareTheModel) {
+  ToyConfig config;
+  config.loop.checkpoint_every = 4;
+  config.loop.log_every = 100;
+  ToyRecipe recipe(config);
+  recipe.poison_at = 7;  // the loss of that step was still a number
+  const std::string message = message_of<RunError>([&] { run_training(recipe, out_, false); });
+  EXPECT_NE(message.find("train toy: w is not finite after step 8"), std::string::npos) << message;
+  EXPECT_EQ(names_in(out_ / "checkpoints"), std::vector<std::string>{"step-4"});
+  const TensorMap model = read_tensors(out_ / "model" / "toy.safetensors");
+  EXPECT_CLOSE(model.at("w"), state_of(newest_checkpoint(out_)).at("w"), 0);
+}
+
+TEST_F(Trainer, WeightsThatRanAwayAreNamedByTheirStep) {
+  ToyConfig config;
+  config.optimizer.learning_rate = 1e30, config.optimizer.warmup = 0;
+  config.loop.steps = 1;
+  ToyRecipe recipe(config);
+  const std::string message = message_of<RunError>([&] { run_training(recipe, out_, false); });
+  EXPECT_NE(message.find("train toy: the weights after step 1"), std::string::npos) << message;
+  EXPECT_NE(message.find("a logit is NaN"), std::string::npos) << message;
+  EXPECT_EQ(message.find('\n'), std::string::npos) << "one line";
+  EXPECT_FALSE(fs::exists(out_ / "model"));
+}
+
+TEST_F(Trainer, LogLinesAreKeptAfterResume) {
+  const auto lines = [&] {
+    std::vector<std::string> out;
+    std::istringstream log(read_file(out_ / "log.jsonl"));
+    for (std::string line; std::getline(log, line);)
+      if (Json::parse(line)["kind"] == "train") out.push_back(line);
+    return out;
+  };
+  ToyConfig config;
+  config.loop.checkpoint_every = 3;
+  ToyRecipe first(config);
+  first.nan_at = 8;  // the run breaks off between checkpoint 6 and 9; step 7 and 8 are in the log
+  EXPECT_THROW(run_training(first, out_, false), RunError);
+  const std::vector<std::string> before = lines();
+  ASSERT_EQ(before.size(), 8u);
+  ToyRecipe second(config);
+  run_training(second, out_, true);
+  const std::vector<std::string> after = lines();
+  ASSERT_EQ(after.size(), 10u) << "one line for each step";
+  for (size_t i = 0; i < 6; ++i) EXPECT_EQ(after[i], before[i]);
+  for (size_t i = 0; i < 10; ++i) EXPECT_EQ(Json::parse(after[i])["step"], i + 1);
+}
+
+TEST_F(Trainer, ADamagedCheckpointIsPassedOver) {
+  ToyConfig config;
+  config.loop.checkpoint_every = 5;
+  ToyRecipe first(config);
+  run_training(first, out_, false);
+  const fs::path newest = out_ / "checkpoints" / "step-10" / "state.safetensors";
+  const TensorMap expected = state_of(out_ / "checkpoints" / "step-10");
+  fs::resize_file(newest, fs::file_size(newest) - 3);
+  ToyRecipe second(config);
+  ::testing::internal::CaptureStderr();
+  run_training(second, out_, true);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("checkpoint passed over"), std::string::npos) << said;
+  EXPECT_NE(said.find("step-10"), std::string::npos) << said;
+  EXPECT_EQ(second.steps_seen, (std::vector<int64_t>{5, 6, 7, 8, 9}));
+  for (const auto& [name, tensor] : state_of(out_ / "checkpoints" / "step-10"))
+    EXPECT_CLOSE(tensor, expected.at(name), 0) << name;
+}
+
+TEST_F(Trainer, BrokenImagesAreReportedOnce) {
+  const auto reports = [](const fs::path& out) {
+    std::vector<Json> found;
+    std::istringstream log(read_file(out / "log.jsonl"));
+    for (std::string line; std::getline(log, line);)
+      if (const Json j = Json::parse(line); j["kind"] == "data") found.push_back(j);
+    return found;
+  };
+  ToyRecipe recipe;
+  recipe.health = {.steps_per_pass = 4, .images = 50, .broken = 3};
+  ::testing::internal::CaptureStderr();
+  run_training(recipe, out_, false);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("3 of 50 images"), std::string::npos) << said;
+  ASSERT_EQ(reports(out_).size(), 1u);
+  EXPECT_EQ(reports(out_)[0]["step"], 4);
+  EXPECT_EQ(reports(out_)[0]["broken_images"], 3);
+  // A run shorter than a pass reports at its end, and one resumed after the first pass not again.
+  ToyRecipe brief;
+  brief.health = {.steps_per_pass = 40, .images = 50, .broken = 0};
+  run_training(brief, dir_ / "brief", false);
+  ASSERT_EQ(reports(dir_ / "brief").size(), 1u);
+  EXPECT_EQ(reports(dir_ / "brief")[0]["step"], 10);
+  ToyConfig longer;
+  longer.loop.steps = 20;
+  ToyRecipe resumed(longer);
+  resumed.health = recipe.health;
+  run_training(resumed, out_, true);
+  EXPECT_EQ(reports(out_).size(), 1u);
+}
+
+// "auto" times both precisions, takes the faster, and leaves no trace but the choice.
+TEST_F(Trainer, AutomaticPrecision) {
+  for (const std::string slow : {"float32", "bfloat16"}) {
+    const std::string fast = slow == "float32" ? "bfloat16" : "float32";
+    ToyConfig config;
+    config.dtype = "auto";
+    config.loop.steps = 5;
+    at::manual_seed(7);
+    ToyRecipe chosen(config);
+    chosen.slow_dtype = slow;
+    const fs::path out = dir_ / fast;
+    run_training(chosen, out, false);
+    EXPECT_GT(chosen.steps_seen.size(), 5u) << "timed before";
+    Json stored = read_json_file((out / "config.json").string());
+    EXPECT_EQ(stored["dtype"], fast);
+    EXPECT_EQ(stored["run"]["dtype_timings"][slow + "_seconds"].get<double>() > 0.004, true);
+    EXPECT_LT(stored["run"]["dtype_timings"][fast + "_seconds"].get<double>(), 0.004);
+    const Json line =
+        Json::parse(read_file(out / "log.jsonl").substr(0, read_file(out / "log.jsonl").find('\n')));
+    EXPECT_EQ(line["kind"], "dtype");
+    EXPECT_EQ(line["step"], 0);
+    EXPECT_EQ(line["bfloat16"], fast == "bfloat16" ? 1 : 0);
+
+    // Resumed with "auto", the choice stays, though the other one would be faster now.
+    config.loop.steps = 10;
+    ToyRecipe resumed(config);
+    resumed.slow_dtype = fast;
+    run_training(resumed, out, true);
+    EXPECT_EQ(resumed.steps_seen, (std::vector<int64_t>{5, 6, 7, 8, 9}));
+    EXPECT_EQ(read_json_file((out / "config.json").string())["run"], stored["run"]);
+
+    at::manual_seed(7);
+    config.dtype = fast;
+    ToyRecipe given(config);
+    run_training(given, dir_ / (fast + "-given"), false);
+    const TensorMap a = state_of(newest_checkpoint(out)),
+                    b = state_of(newest_checkpoint(dir_ / (fast + "-given")));
+    for (const auto& [name, tensor] : b) EXPECT_CLOSE(a.at(name), tensor, 0) << name;
+    config.dtype = slow;
+    ToyRecipe other(config);
+    EXPECT_NE(message_of<InputError>([&] { run_training(other, out, true); }).find("another dtype"),
+              std::string::npos);
+  }
+}
+
 // The flag that a signal sets is the process's own and is never cleared: each case runs in a child.
 template <class F>
 int status_of_child(F run) {
@@ -294,7 +517,8 @@ TEST_F(Trainer, SignalSavesAndLeaves) {
 TEST_F(Trainer, FullDisk) {
   const fs::path disk = dir_ / "disk";
   fs::create_directories(disk);
-  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=2m") != 0) GTEST_SKIP() << "skipped: may not mount a tmpfs";
+  if (::mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=2m") != 0)
+    GTEST_SKIP() << "skipped: may not mount a tmpfs";
   struct Unmount {
     const fs::path& path;
     ~Unmount() { ::umount2(path.c_str(), MNT_DETACH); }

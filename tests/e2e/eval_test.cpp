@@ -1,0 +1,147 @@
+// adanat eval as a user runs it, with the bundled model and its measure network.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "core/base/config.h"
+#include "core/io/image.h"
+#include "e2e/program.h"
+#include "io/bytes.h"
+
+namespace adanat {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::adanat_run;
+using testing::is_one_line_error;
+
+class Eval : public ::testing::Test {
+ protected:
+  void write_set(const std::string& name, int count, int tint, int side = 32) {
+    fs::create_directories(dir_ / name);
+    for (int i = 0; i < count; ++i)
+      write_png(dir_ / name / cat("i", 1000 + i, ".png"),
+                testing::test_image(side, side, uint8_t(i * 13 + tint)));
+  }
+  std::string path(const std::string& name) const { return (dir_ / name).string(); }
+  std::string model() const { return testing::source_dir().string() + "/models/signs"; }
+  std::string given(const std::string& a, const std::string& b) const {
+    return "eval --quiet --weights " + model() + "/measure.safetensors --images " + path(a) +
+           " --reference " + path(b) + " ";
+  }
+  Json run(const std::string& arguments) {
+    const auto outcome = adanat_run(dir_, arguments);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return outcome.status == 0 ? Json::parse(outcome.out) : Json();
+  }
+  testing::TempDir dir_;
+};
+
+TEST_F(Eval, FoldersHaveTheKeysOfTheManual) {
+  write_set("a", 30, 0);
+  write_set("b", 25, 99);
+  const Json j = run(given("a", "b") + "--metrics fd,kid,cs,pr --kid-subset-size 10 --kid-subsets 4");
+  EXPECT_EQ(j.at("protocol"), "classifier");
+  EXPECT_EQ(j.at("count"), 30);
+  EXPECT_EQ(j.at("reference_count"), 25);
+  EXPECT_EQ(j.at("weights_sha256").get<std::string>().size(), 64u);
+  EXPECT_TRUE(j.at("seed").is_null());
+  for (const char* name : {"fd", "kd", "cs", "precision", "recall", "f_score", "density", "coverage"})
+    EXPECT_TRUE(j.at("metrics").at(name).at("value").is_number()) << name;
+  EXPECT_TRUE(j.at("metrics").at("kd").at("std").is_number());
+  EXPECT_FALSE(j.at("metrics").contains("fid"));
+  EXPECT_EQ(j.at("protocol_settings").at("kid_subset_size"), 10);
+  const Json self = run(given("a", "a"));
+  EXPECT_LT(self.at("metrics").at("fd").at("value").get<double>(), 1e-3);
+}
+
+TEST_F(Eval, StatisticsGiveTheFiguresOfTheirImages) {
+  write_set("a", 30, 0);
+  write_set("b", 25, 99);
+  const Json images = run(given("a", "b"));
+  run("eval --quiet --weights " + model() + "/measure.safetensors --images " + path("b") + " --save-stats " +
+      path("b.npz"));
+  const Json statistics = run(given("a", "b.npz"));
+  EXPECT_EQ(statistics.at("metrics"), images.at("metrics"));
+  EXPECT_EQ(statistics.at("reference_count"), 25);
+  EXPECT_EQ(statistics.at("reference_sha256").get<std::string>().size(), 64u);
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b.npz") + "--metrics pr"), 2, "b.npz"));
+}
+
+TEST_F(Eval, BadInputIsOneLine) {
+  write_set("a", 12, 0);
+  write_set("b", 12, 50);
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--metrics kd"), 2, "1000"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, given("a", "b") + "--protocol nonsense"), 2, "torch-fidelity"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, given("a", "b") + "--protocol clean"), 2, "Inception weights"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--metrics sfid"), 2, "sfid"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--plot x.png"), 2, "--compare"));
+  EXPECT_TRUE(is_one_line_error(
+      adanat_run(dir_, "eval --images " + path("a") + " --protocol adm --weights x.pth"), 2, "--reference"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, given("a", "b") + "--save-stats " + path("none/x.npz")), 2, "none"));
+  write_file_atomic(dir_ / "a" / "i1005.png", "broken");
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b")), 2, "i1005.png"));
+  const Json j = run(given("a", "b") + "--skip-broken");
+  EXPECT_EQ(j.at("count"), 11);
+  EXPECT_EQ(j.at("skipped"), 1);
+}
+
+// A run that was stopped in the middle goes on from its features and ends with the digits of an unbroken one.
+TEST_F(Eval, AStoppedRunGoesOnToTheSameDigits) {
+  write_set("b", 30, 99);
+  const std::string command = "eval --quiet -m " + model() + " --count 64 -b 4 --steps 3 --reference " +
+                              path("b") + " --metrics fd,cs,pr --labels random --cache ";
+  const Json whole = run(command + path("cache-a"));
+  const std::string stopped = testing::binary() + " " + command + path("cache-b") + " >/dev/null 2>&1";
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    execl("/bin/sh", "sh", "-c", ("exec " + stopped).c_str(), nullptr);
+    _exit(127);
+  }
+  // The entry appears when generating begins; half a second later some batches are done and many are not.
+  for (int i = 0; i < 1200 && !fs::exists(dir_ / "cache-b"); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  kill(child, SIGTERM);
+  int raw = 0;
+  ASSERT_EQ(waitpid(child, &raw, 0), child);
+  EXPECT_EQ(WIFEXITED(raw) ? WEXITSTATUS(raw) : -1, 143) << "the run was over before it could be stopped";
+  Json resumed = run(command + path("cache-b"));
+  EXPECT_EQ(resumed.dump(), whole.dump());
+  // And a third time wholly from the cache, for another metric.
+  const auto again =
+      adanat_run(dir_, "eval -m " + model() + " --count 64 -b 4 --steps 3 --reference " + path("b") +
+                           " --metrics fd --labels random --cache " + path("cache-b"));
+  EXPECT_NE(again.err.find("features of 64 images come from the cache"), std::string::npos) << again.err;
+  EXPECT_EQ(Json::parse(again.out).at("metrics").at("fd"), whole.at("metrics").at("fd"));
+}
+
+TEST_F(Eval, RepeatsCompareAndPlot) {
+  write_set("b", 20, 99);
+  const std::string command =
+      "eval --quiet -m " + model() + " --count 12 --reference " + path("b") + " --cache none ";
+  const Json two = run(command + "--steps 2 --repeats 2");
+  const Json& fd = two.at("metrics").at("fd");
+  ASSERT_EQ(fd.at("values").size(), 2u);
+  EXPECT_NEAR(fd.at("value").get<double>(),
+              (fd.at("values")[0].get<double>() + fd.at("values")[1].get<double>()) / 2, 1e-12);
+  write_file_atomic(dir_ / "2.json", two.dump());
+  write_file_atomic(dir_ / "1.json", run(command + "--steps 1").dump());
+  write_file_atomic(dir_ / "other.json", run(given("b", "b")).dump());
+  const auto table = adanat_run(dir_, "eval --compare " + path("2.json") + " " + path("1.json") + " " +
+                                          path("other.json") + " --plot " + path("x.png"));
+  ASSERT_EQ(table.status, 0) << table.err;
+  EXPECT_NE(table.out.find("NO: other count"), std::string::npos) << table.out;
+  EXPECT_NE(table.err.find("not in the plot"), std::string::npos);
+  EXPECT_EQ(read_image(dir_ / "x.png").width, 960);
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, "eval --compare " + path("b/i1000.png")), 2, "i1000.png"));
+}
+
+}  // namespace
+}  // namespace adanat

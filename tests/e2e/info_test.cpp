@@ -1,0 +1,67 @@
+// `adanat info` on files of tensors, friendly and hostile.
+#include <gtest/gtest.h>
+
+#include "core/base/config.h"
+#include "core/io/npy.h"
+#include "e2e/program.h"
+
+namespace adanat {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::adanat_run;
+using testing::TempDir;
+
+fs::path checkpoint(const std::string& name) {
+  return testing::golden_dir() / "checkpoints" / name;
+}
+
+TEST(Info, ListsAPyTorchFile) {
+  const TempDir dir;
+  const auto run = adanat_run(dir, "info --json --verify " + checkpoint("policy_legacy.pth").string());
+  ASSERT_EQ(run.status, 0) << run.err;
+  const Json j = Json::parse(run.out);
+  EXPECT_EQ(j.at("kind"), "PyTorch file (legacy)");
+  EXPECT_EQ(j.at("tensors").size(), 14u);
+  EXPECT_EQ(j.at("tensors")[0].at("name"), "model.policy.actor.linear3.weight");
+  EXPECT_EQ(j.at("tensors")[0].at("dtype"), "F32");
+  EXPECT_EQ(j.at("plain").at("global_step"), 1000);
+  EXPECT_FALSE(j.contains("refused"));
+  const auto text = adanat_run(dir, "info " + checkpoint("policy_legacy.pth").string());
+  EXPECT_NE(text.out.find("model.policy.actor.linear3.weight F32 ["), std::string::npos) << text.out;
+}
+
+TEST(Info, HostileAndDamagedFilesAreSafe) {
+  const TempDir dir;
+  for (const auto& entry : fs::directory_iterator(checkpoint(""))) {
+    if (entry.path().extension() != ".pth") continue;
+    const std::string file = fs::absolute(entry.path()).string();
+    const auto run = adanat_run(dir, "info --json " + file);
+    EXPECT_TRUE(run.status == 0 || testing::is_one_line_error(run, 2, entry.path().filename().string()))
+        << file << ": " << run.err;
+    EXPECT_TRUE(run.status != 0 || Json::accept(run.out)) << file;
+    EXPECT_FALSE(fs::exists("pwned"));
+  }
+  const auto hostile = adanat_run(dir, "info --json " + checkpoint("hostile_zip.pth").string());
+  ASSERT_EQ(hostile.status, 0) << hostile.err;
+  EXPECT_EQ(Json::parse(hostile.out).at("refused"), Json::array({"posix.system"}));
+  EXPECT_EQ(Json::parse(hostile.out).at("tensors")[0].at("name"), "w");
+  const auto flipped = adanat_run(dir, "info --verify " + checkpoint("bitflip_zip_data.pth").string());
+  EXPECT_TRUE(testing::is_one_line_error(flipped, 2, "CRC"));
+}
+
+TEST(Info, ListsNumpyFiles) {
+  const TempDir dir;
+  const double mu[] = {1, 2};
+  write_npz(dir / "a.npz", {{"mu", DType::kF64, {2}, mu, 16}}, true);
+  write_npy(dir / "a.npy", {"", DType::kF64, {2, 1}, mu, 16});
+  const auto run = adanat_run(dir, "info --json --verify " + (dir / "a.npz").string());
+  ASSERT_EQ(run.status, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out).at("tensors")[0].dump(), R"({"dtype":"F64","name":"mu","shape":[2]})");
+  const auto array = adanat_run(dir, "info --json " + (dir / "a.npy").string());
+  ASSERT_EQ(array.status, 0) << array.err;
+  EXPECT_EQ(Json::parse(array.out).at("tensors")[0].at("shape"), Json::array({2, 1}));
+}
+
+}  // namespace
+}  // namespace adanat

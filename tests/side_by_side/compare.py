@@ -1,0 +1,246 @@
+"""The figures of adanat against those of torch-fidelity, pytorch-fid and clean-fid on the same images and weights.
+
+Images and weights are procedural (tests/golden/data/README.md has the rule), so nothing is downloaded but the tools.
+Tolerances: 1e-5 relative; KID 2e-6 absolute (the tools sum it in float32); precision and recall equal.
+"""
+import argparse
+import contextlib
+import ctypes
+import glob
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--program", required=True)
+parser.add_argument("--folder", required=True)
+parser.add_argument("--site", required=True, help="where torch lies")
+parser.add_argument("--speed", action="store_true")
+parser.add_argument("--general", action="store_true")
+options = parser.parse_args()
+
+# Stand-ins for absent CUDA libraries first, then torch with its functions bound when they are called.
+for library in glob.glob(os.path.join(options.folder, "empty", "*")):
+    ctypes.CDLL(library, mode=os.RTLD_LAZY | os.RTLD_GLOBAL)
+sys.setdlopenflags(os.RTLD_LAZY | os.RTLD_GLOBAL)
+sys.path.append(options.site)
+warnings.filterwarnings("ignore")
+
+import numpy as np  # noqa: E402
+import scipy.linalg  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+try:
+    import torchvision  # noqa: F401, E402
+except Exception:  # its compiled operators do not load everywhere; the tools use none of them
+    torch.library.Library("torchvision", "DEF").define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision  # noqa: F401, E402
+import cleanfid.fid  # noqa: E402
+import pytorch_fid.fid_score  # noqa: E402
+import pytorch_fid.inception  # noqa: E402
+import torch_fidelity  # noqa: E402
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: E402
+
+COUNT_A, COUNT_B, SUBSETS, SUBSET_SIZE = 40, 36, 10, 20
+
+
+def uniform(name, count):
+    """u in [0, 1): FNV-1a of the name, splitmix64 of the index."""
+    seed = 0xCBF29CE484222325
+    for byte in name.encode():
+        seed = (seed ^ byte) * 0x100000001B3 % 2**64
+    with np.errstate(over="ignore"):
+        x = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        x = x ^ x >> np.uint64(31)
+    return (x >> np.uint64(40)).astype(np.float64) * 2.0**-24
+
+
+def weight(name, shape):
+    count = int(np.prod(shape))
+    u = uniform(name, count)
+    v = 2 * u - 1
+    if name.endswith("running_var"):
+        out = 1 + 0.5 * u
+    elif name.endswith("running_mean"):
+        out = 0.1 * v
+    elif len(shape) >= 2:
+        out = v * np.sqrt(3 / (count / shape[0])) * (1.6 if name.endswith(".conv.weight") else 1)
+    else:
+        out = (1 + 0.1 * v) if name.endswith(".weight") else 0.1 * v
+    return torch.from_numpy(out.astype(np.float32).reshape(shape))
+
+
+def make_weights(path):
+    """The state dict of pytorch-fid's network, filled by the rule."""
+    shapes = {}
+
+    def remember(module, *_, **__):
+        shapes.update({name: list(value.shape) for name, value in module.state_dict().items()})
+
+    load, url = torch.nn.Module.load_state_dict, pytorch_fid.inception.load_state_dict_from_url
+    torch.nn.Module.load_state_dict, pytorch_fid.inception.load_state_dict_from_url = remember, lambda *_, **__: {}
+    try:
+        pytorch_fid.inception.fid_inception_v3()
+    finally:
+        torch.nn.Module.load_state_dict, pytorch_fid.inception.load_state_dict_from_url = load, url
+    state = {name: weight(name, shape) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+    torch.save(state, path + ".part")
+    os.replace(path + ".part", path)
+
+
+def make_images(folder, count, tint):
+    """Smooth shapes and noise, so that features differ between images and sets."""
+    os.makedirs(folder, exist_ok=True)
+    for old in glob.glob(os.path.join(folder, "*.png")):
+        os.remove(old)
+    y, x = np.mgrid[0:32, 0:32]
+    for i in range(count):
+        u = uniform(f"{os.path.basename(folder)}.{i}", 8 + 32 * 32 * 3)
+        wave = np.sin(x * u[0] + y * u[1] + 6 * u[2])[:, :, None] * (u[3:6] - 0.5) * 200 + 60 + 130 * u[6] + tint
+        pixels = np.clip(wave + (u[8:].reshape(32, 32, 3) - 0.5) * 80 * u[7], 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, f"{i:05d}.png"))
+
+
+def low_rank(product):
+    """(Q, Q^T P): P of a rank far below its size, exact to rounding."""
+    test = np.random.RandomState(0).standard_normal((product.shape[0], COUNT_A + COUNT_B))
+    q, r, _ = scipy.linalg.qr(product @ (product @ test), mode="economic", pivoting=True)
+    keep = np.abs(np.diag(r)) > 1e-11 * abs(r[0, 0])
+    q = q[:, keep]
+    return q, q.T @ product
+
+
+def sqrtm_of_low_rank(product, disp=True):
+    # P = Q V with V Q of full rank: sqrt(P) = Q (V Q)^(-1/2) V.
+    q, v = low_rank(product)
+    small = v @ q
+    root = q @ np.linalg.solve(small, ROOT(small)) @ v
+    return root if disp else (root, 0.0)
+
+
+def eigvals_of_low_rank(product):
+    q, v = low_rank(product)
+    out = np.zeros(product.shape[0], dtype=complex)
+    out[: v.shape[0]] = EIGVALS(v @ q)
+    return out
+
+
+ROOT, EIGVALS = scipy.linalg.sqrtm, np.linalg.eigvals
+if not options.general:
+    # The tools' roots of 2048 x 2048 products take minutes on two cores. Here the rank is below 40, which makes them cheap.
+    scipy.linalg.sqrtm = lambda p, disp=True, **_: sqrtm_of_low_rank(p, disp) if len(p) > 256 else ROOT(p)
+    np.linalg.eigvals = lambda p: eigvals_of_low_rank(p) if len(p) > 256 else EIGVALS(p)
+
+path = os.path.join(options.folder, "inception.pth")
+if not os.path.exists(path):
+    make_weights(path)
+state = torch.load(path)
+set_a, set_b = os.path.join(options.folder, "a"), os.path.join(options.folder, "b")
+make_images(set_a, COUNT_A, 0)
+make_images(set_b, COUNT_B, 25)
+pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+
+
+def adanat(protocol, metrics, *more, images=set_a, subset_size=SUBSET_SIZE):
+    command = [options.program, "eval", "--quiet", "--images", images, "--reference", set_b, "--protocol", protocol, "--weights", path,
+               "--metrics", metrics, "--kid-subsets", str(SUBSETS), "--kid-subset-size", str(subset_size), "-b", "20",
+               "--device", "cpu", "-t", os.environ["OMP_NUM_THREADS"], *more]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr}")
+    return json.loads(done.stdout)["metrics"]
+
+
+failures = 0
+
+
+def check(what, ours, theirs, relative=1e-5, absolute=0.0):
+    global failures
+    good = abs(ours - theirs) <= absolute + relative * abs(theirs)  # false for NaN
+    failures += not good
+    print(f"{'ok  ' if good else 'FAIL'} {what}: {ours:.9g} against {theirs:.9g}, off by {abs(ours - theirs):.2g}"
+          f" (allowed {absolute + relative * abs(theirs):.2g})")
+
+
+def quietly(call, *arguments, **named):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+        return call(*arguments, **named)
+
+
+start = time.time()
+ours = adanat("torch-fidelity", "fid,kid,is,pr")
+theirs = quietly(torch_fidelity.calculate_metrics, input1=set_a, input2=set_b, cuda=False, fid=True, kid=True, isc=True, prc=True,
+                 feature_extractor="inception-v3-compat",
+                 feature_layer_prc="2048", kid_subsets=SUBSETS, kid_subset_size=SUBSET_SIZE, feature_extractor_weights_path=path, batch_size=20, cache=False,
+                 verbose=False, save_cpu_ram=True)
+check("torch-fidelity FID", ours["fid"]["value"], theirs["frechet_inception_distance"])
+check("torch-fidelity KID", ours["kid"]["value"], theirs["kernel_inception_distance_mean"], 0, 2e-6)
+check("torch-fidelity KID, deviation", ours["kid"]["std"], theirs["kernel_inception_distance_std"], 0, 2e-6)
+check("torch-fidelity IS", ours["is"]["value"], theirs["inception_score_mean"])
+check("torch-fidelity IS, deviation", ours["is"]["std"], theirs["inception_score_std"], 1e-5, 1e-6)
+check("torch-fidelity precision", ours["precision"]["value"], theirs["precision"], 0, 1e-7)
+check("torch-fidelity recall", ours["recall"]["value"], theirs["recall"], 0, 1e-7)
+check("torch-fidelity f-score", ours["f_score"]["value"], theirs["f_score"], 1e-6)
+
+statistics = os.path.join(options.folder, "a.npz")
+ours = adanat("pytorch-fid", "fid", "--save-stats", statistics)
+theirs = quietly(pytorch_fid.fid_score.calculate_fid_given_paths, [set_a, set_b], 20, "cpu", 2048, 0)
+check("pytorch-fid FID", ours["fid"]["value"], theirs)
+model = pytorch_fid.inception.InceptionV3([3])
+theirs = quietly(pytorch_fid.fid_score.compute_statistics_of_path, statistics, model, 20, 2048, "cpu", 0)
+again = quietly(pytorch_fid.fid_score.compute_statistics_of_path, set_a, model, 20, 2048, "cpu", 0)
+check("pytorch-fid reads our statistics: largest mean", theirs[0].max(), again[0].max())
+check("pytorch-fid reads our statistics: trace", np.trace(theirs[1]), np.trace(again[1]))
+check("pytorch-fid reads our statistics: worst covariance", np.abs(theirs[1] - again[1]).max(), 0, 0, 1e-5 * np.abs(again[1]).max())
+
+ours = adanat("clean", "fid")
+plain = pytorch_fid.inception.InceptionV3([3], resize_input=False, normalize_input=False).eval()
+
+
+def clean_network(x):
+    return plain((x.float() - 128) / 128)[0].squeeze(-1).squeeze(-1)
+
+
+features = [quietly(cleanfid.fid.get_folder_features, f, clean_network, num_workers=0, batch_size=20, device="cpu", mode="clean",
+                    verbose=False) for f in (set_a, set_b)]
+check("clean-fid FID", ours["fid"]["value"], cleanfid.fid.fid_from_feats(*features))
+# Subsets as large as both sets: which rows they take does not matter, so the tool's unseeded draws do not either.
+ours = adanat("clean", "kid", images=f"{set_a}@:{COUNT_B}", subset_size=1000)
+check("clean-fid KID", ours["kid"]["value"], cleanfid.fid.kernel_distance(features[0][:COUNT_B], features[1]), 0, 2e-6)
+print(f"{time.time() - start:.0f} s")
+
+if options.speed:
+    # In turns, so that both meet the same machine; the best of three each. Ours reads and decodes the images as well.
+    count = 96
+    speed_set = os.path.join(options.folder, "speed")
+    make_images(speed_set, count, 0)
+    files = sorted(glob.glob(os.path.join(speed_set, "*.png")))
+    best = {"adanat": 0.0, "pytorch-fid": 0.0}
+
+    def seconds_of(images):
+        command = [options.program, "eval", "--quiet", "--images", images, "--save-stats", os.path.join(options.folder, "speed.npz"),
+                   "--protocol", "pytorch-fid", "--weights", path, "-b", "32", "--device", "cpu", "-t", os.environ["OMP_NUM_THREADS"]]
+        begin = time.time()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.time() - begin
+
+    model.eval()
+    for _ in range(3):
+        # The difference of two runs leaves the start of the program and the reading of the weights out.
+        best["adanat"] = max(best["adanat"], (count - 32) / (seconds_of(speed_set) - seconds_of(speed_set + "@:32")))
+        begin = time.time()
+        quietly(pytorch_fid.fid_score.get_activations, files[:64], model, 32, 2048, "cpu", 0)
+        best["pytorch-fid"] = max(best["pytorch-fid"], 64 / (time.time() - begin))
+    print(f"Inception features per second, {os.environ['OMP_NUM_THREADS']} threads: adanat {best['adanat']:.2f}, pytorch-fid "
+          f"{best['pytorch-fid']:.2f}, ratio {best['adanat'] / best['pytorch-fid']:.2f}")
+    failures += best["adanat"] < best["pytorch-fid"]
+
+sys.exit(1 if failures else 0)
