@@ -134,7 +134,8 @@ Json describe_npy(const fs::path& path) {
 Json describe_tensors(const fs::path& path, bool verify) {
   const auto file = MappedFile::open(path);
   if (is_zip(file->bytes())) {
-    for (const ZipEntry& entry : ZipFile::open(file).entries())
+    const ZipFile zip = ZipFile::open(file);  // outlives the loop over its entries
+    for (const ZipEntry& entry : zip.entries())
       if (entry.name.ends_with(".npy")) return describe_npz(path, verify);
     return describe_pth(path, verify);
   }

@@ -304,7 +304,7 @@ TEST_F(Shapes, BrokenImagesAreSkippedAndCounted) {
 TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
   const std::string train =
       "train policy --quiet -t 1 --data " + path("shapes") + " -m " + model() +
-      " --steps 3"
+      " --set steps=3"
       " --set base=cosine --set network.hidden=16 --set network.channels=4 --set network.mlp=16"
       " --set trajectories=24 --set rollout_batch=12 --set discriminator_batch=8"
       " --set discriminator_steps=2 --set evaluate_images=40 --set loop.checkpoint_every=2"
@@ -328,6 +328,7 @@ TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
   expect_ok(g + " --quiet --steps 3 --trace " + path("p.json"));
   const Json trace = read_json_file(path("p.json"));
   EXPECT_NE(trace["samples"][0]["actions"][1], trace["samples"][1]["actions"][1]);  // samples of two classes
+  const Image last = read_image(path("p/00003.png"));
   const auto text = read_png_text(path("p/00000.png"));
   EXPECT_NE(text.at(0).second.find("Sampler: adaptive"), std::string::npos);
   EXPECT_NE(text.at(0).second.find("policy_sha256"), std::string::npos);
@@ -338,25 +339,26 @@ TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
       is_one_line_error(adanat_run(*dir_, g + " --steps 5" + file), 2, "is a policy for 3 steps, but 5"));
   EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, g + " --schedule cosine" + file), 2, "--policy"));
   expect_ok("generate --quiet -m " + model() + " -n 4 -o " + path("q/") + file);
-  EXPECT_EQ(read_image(path("q/00003.png")).rgb, read_image(path("p/00003.png")).rgb);
+  EXPECT_EQ(read_image(path("q/00003.png")).rgb, last.rgb);
   EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, train + "4 --out " + path("new-policy") + " --steps none"),
                                 2, "--steps none"));
 }
 
 TEST_F(Shapes, SearchesATable) {
   const std::string search = "search schedule --quiet -t 1 -m " + model() + " --reference " + path("shapes") +
-                             " --steps 3 --count 20 --final-count 30 --population 2 -o " + path("found.json");
-  const auto outcome = adanat_run(*dir_, search + " --candidates 3");
+                             " --count 20 --final-count 30 --population 2 -o " + path("found.json") +
+                             " --steps ";
+  const auto outcome = adanat_run(*dir_, search + "3 --candidates 3");
   ASSERT_EQ(outcome.status, 0) << outcome.err;
   const std::string first = read_file(path("found.json"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + " --candidates 5"), 2, "--resume"));
-  const auto longer = adanat_run(*dir_, search + " --candidates 5 --resume");
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + "3 --candidates 5"), 2, "--resume"));
+  const auto longer = adanat_run(*dir_, search + "3 --candidates 5 --resume");
   ASSERT_EQ(longer.status, 0) << longer.err;
   EXPECT_EQ(Json::parse(longer.out)["candidates"], 5);
   expect_ok("generate --quiet -m " + model() + " --schedule " + path("found.json") + " -n 2 -o " +
             path("found.png"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + " --candidates 5 --resume --steps 4"), 2,
-                                "another search"));
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(*dir_, search + "4 --candidates 5 --resume"), 2, "another search"));
 }
 
 // A minute on real digits: what a user's first run looks like.

@@ -11,6 +11,12 @@
 namespace adanat {
 namespace {
 
+PlotOptions sized(int width, int height) {
+  PlotOptions options;
+  options.width = width, options.height = height;
+  return options;
+}
+
 size_t pixels_near(const Image& image, int r, int g, int b) {
   size_t count = 0;
   for (size_t p = 0; p < image.rgb.size(); p += 3)
@@ -71,7 +77,7 @@ TEST(Plot, BandsGapsAndSinglePoints) {
   EXPECT_GT(pixels_near(draw_plot({{"one", {5}, {7}, {}, {}}}, {}), 0, 114, 178), 20u);
   std::vector<PlotSeries> many;
   for (int i = 0; i < 20; ++i) many.push_back({std::string(60, 'w'), {0, 1}, {double(i), 1e300}, {}, {}});
-  EXPECT_EQ(draw_plot(many, {.width = 320, .height = 240}).rgb.size(), 320u * 240 * 3)
+  EXPECT_EQ(draw_plot(many, sized(320, 240)).rgb.size(), 320u * 240 * 3)
       << "a legend that leaves the picture";
 }
 
@@ -80,7 +86,7 @@ TEST(Plot, Errors) {
   EXPECT_THROW(draw_plot({{"a", {1}, {NAN}, {}, {}}}, {}), RunError);
   EXPECT_THROW(draw_plot({{"a", {1, 2}, {1}, {}, {}}}, {}), RunError);
   EXPECT_THROW(draw_plot({{"a", {1}, {1}, {1}, {}}}, {}), RunError);
-  EXPECT_THROW(draw_plot({{"a", {1}, {1}, {}, {}}}, {.width = 10}), RunError);
+  EXPECT_THROW(draw_plot({{"a", {1}, {1}, {}, {}}}, sized(10, 600)), RunError);
 }
 
 }  // namespace
