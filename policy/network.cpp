@@ -157,7 +157,9 @@ at::Tensor PolicyNetworkImpl::forward(const at::Tensor& input, const StepTerms& 
 
 ActorCriticImpl::ActorCriticImpl(const PolicyNetworkConfig& config) {
   actor = register_module("actor", PolicyNetwork(config, 4));
-  critic = register_module("critic", PolicyNetwork(config, 1));
+  PolicyNetworkConfig seeing = config;
+  seeing.shared_steps = 0;
+  critic = register_module("critic", PolicyNetwork(seeing, 1));
 }
 
 }  // namespace adanat

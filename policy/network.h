@@ -126,7 +126,8 @@ class PolicyNetworkImpl : public torch::nn::Module {
 };
 TORCH_MODULE(PolicyNetwork);
 
-// Actor and critic under the published keys `actor.` and `critic.`.
+// Actor and critic under the published keys `actor.` and `critic.`. Of a shared schedule only the actor is a
+// table: its critic sees the sample as any other does, so that both are trained by the same PPO.
 class ActorCriticImpl : public torch::nn::Module {
  public:
   explicit ActorCriticImpl(const PolicyNetworkConfig& config);

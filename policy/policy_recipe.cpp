@@ -17,6 +17,7 @@
 #include <cmath>
 #include <cstdio>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "core/base/log.h"
@@ -41,6 +42,12 @@ constexpr int64_t kIndicesPerUpdate = 65536;
 constexpr int64_t kSampleSeed = 42;
 constexpr int64_t kPlotSamples = 256;
 constexpr int64_t kClassCheckEvery = 20, kWarningEvery = 100;
+constexpr const char* kSaturated =
+    " tells every generated image from a real one, so its reward says little; lower "
+    "reward.discriminator.learning_rate or discriminator_steps, or switch its augmentation on";
+// Actions that differ less than this between samples, after so many updates of learning, are one schedule.
+constexpr double kSameSpread = 1e-4;
+constexpr int64_t kSameAfter = 50;
 
 }  // namespace
 
@@ -67,6 +74,7 @@ void PolicyTrainConfig::validate() const {
   require(discriminator_steps >= 0 && discriminator_steps <= 1000, "discriminator_steps", "0..1000",
           discriminator_steps);
   require(discriminator_batch >= 2, "discriminator_batch", ">= 2", discriminator_batch);
+  require(discriminator_warmup >= 0, "discriminator_warmup", ">= 0", discriminator_warmup);
   require(fakes == "fresh" || fakes == "rollout", "fakes", "fresh or rollout", fakes);
   require(reals == "images" || reals == "reconstructions", "reals", "images or reconstructions", reals);
   require(classes == "uniform" || classes == "data", "classes", "uniform or data", classes);
@@ -171,6 +179,29 @@ Image plot_action(const at::Tensor& now, const at::Tensor& before, int64_t actio
                    options);
 }
 
+// The settings without what their other values leave unread, and without the generator.
+PolicySettings settings_in_force(PolicySettings settings) {
+  const PolicySettings fresh;
+  if (!settings.any_steps()) settings.min_steps = fresh.min_steps, settings.max_steps = fresh.max_steps;
+  if (settings.residual != "heuristic") settings.heuristic = fresh.heuristic;
+  if (settings.residual != "cosine") settings.cosine = fresh.cosine;
+  if (settings.residual != "table") settings.table = fresh.table;
+  settings.generator.clear();
+  return settings;
+}
+
+// "network.hidden is 8 there, 9 in this run" for the first key where two configs differ, "" if none.
+std::string first_difference(const Json& there, const Json& here, const std::string& path) {
+  if (!there.is_object() || !here.is_object())
+    return there == here ? "" : cat(path, " is ", there.dump(), " there, ", here.dump(), " in this run");
+  for (const auto& item : here.items()) {
+    const std::string below = first_difference(there.value(item.key(), Json()), item.value(),
+                                               path.empty() ? item.key() : path + "." + item.key());
+    if (!below.empty()) return below;
+  }
+  return "";
+}
+
 class PolicyRecipe : public Recipe {
  public:
   PolicyRecipe(PolicyTrainConfig config, PolicyParts parts, std::shared_ptr<const ImageDataset> data,
@@ -181,6 +212,9 @@ class PolicyRecipe : public Recipe {
         data_(std::move(data)) {
     config_.validate();
     context_.seed = uint64_t(config_.seed);
+    if (context_.world_size > 1)
+      throw InputError(cat("train policy: runs in one process, not in ", context_.world_size,
+                           ": gradients and returns are not reduced over processes yet"));
     const GeneratorConfig& generator = parts_.generator->config();
     settings_ = policy_settings(config_, generator, parts_.generator_hash);
     config_.network = settings_.network;
@@ -188,6 +222,11 @@ class PolicyRecipe : public Recipe {
       throw InputError(cat(data_->describe(), ": has ", data_->class_names().size(),
                            " classes, the generator ", generator.classes,
                            "; give the data it was trained on"));
+    for (size_t i = 0; i < parts_.class_names.size() && i < data_->class_names().size(); ++i)
+      if (data_->class_names()[i] != parts_.class_names[i])
+        throw InputError(cat(data_->describe(), ": its class ", i, " is \"", data_->class_names()[i],
+                             "\", the generator's is \"", parts_.class_names[i],
+                             "\"; give the data it was trained on"));
     if (config_.ppo.minibatch == 0) config_.ppo.minibatch = config_.rollout_batch;
     if (config_.classes == "data") {
       labels_ = at::empty({data_->size()}, at::kLong);
@@ -198,9 +237,10 @@ class PolicyRecipe : public Recipe {
     at::manual_seed(context_.seed);
     net_ = ActorCritic(settings_.network);
     if (init != nullptr) {
-      if (init->settings.network != settings_.network || init->settings.steps != settings_.steps)
-        throw InputError(
-            "--init: the policy there has another network or number of steps than this run's config");
+      const std::string differs = first_difference(config_to_json(settings_in_force(init->settings)),
+                                                   config_to_json(settings_in_force(settings_)), "");
+      if (!differs.empty()) throw InputError(cat("--init: the policy there has other settings: ", differs));
+      init_hash_ = init->hash;
       load_module_state(*net_->actor, module_state(*init->actor), "--init");
     }
     net_->to(context_.device);
@@ -231,8 +271,12 @@ class PolicyRecipe : public Recipe {
   std::string name() const override { return "policy"; }
   Json config() const override {
     Json j = config_to_json(config_);
-    // Compared on resume: another generator or base table under the same weights would go unnoticed.
-    j["trained_on"] = {{"generator", settings_.generator}, {"images", data_->size()}};
+    // Compared on resume: another generator, base table or start under the same weights would go unnoticed.
+    j["trained_on"] = {{"generator", settings_.generator},
+                       {"tokenizer_hash", parts_.tokenizer_hash},
+                       {"features_hash", parts_.features ? parts_.features->file_hash() : std::string()},
+                       {"init", init_hash_},  // what "before" means in samples and evaluations
+                       {"images", data_->size()}};
     if (settings_.residual == "table") j["trained_on"]["table"] = config_to_json(settings_.table);
     return j;
   }
@@ -344,10 +388,6 @@ class PolicyRecipe : public Recipe {
   void choose_memory() {
     const GeneratorConfig& g = parts_.generator->config();
     const int64_t steps = settings_.any_steps() ? settings_.max_steps : settings_.steps;
-    if (settings_.network.shared()) {
-      memory_ = StateMemory::kNothing;
-      return;
-    }
     const auto bytes = [&](StateMemory m) {
       return double(state_bytes(m, config_.trajectories, steps, g.tokens(), g.width));
     };
@@ -466,13 +506,14 @@ class PolicyRecipe : public Recipe {
   StepReport run_update(int64_t update) {
     show_real_images();
     const int64_t steps = steps_of(update), count = config_.trajectories;
+    const bool learns = updates_learned(update) >= 0;
     ReportValues values;
-    PpoReport ppo;
     at::Tensor images, classes, mean_actions;
     {
       const PolicySchedule policy(settings_, net_->actor, steps, context_.device);
-      StateBuffer states(memory_, *parts_.generator, count, steps, context_.device);
-      const Made made = roll_out(policy, update, 0, count, &states);
+      std::optional<StateBuffer> states;
+      if (learns) states.emplace(memory_, *parts_.generator, count, steps, context_.device);
+      const Made made = roll_out(policy, update, 0, count, states ? &*states : nullptr);
       images = decode(made.tokens);
       classes = made.classes;
       mean_actions = made.decisions.mean_actions;
@@ -484,24 +525,9 @@ class PolicyRecipe : public Recipe {
       values.add("reward", rewards.mean());
       watch_codes(made.tokens, values);
 
-      PpoBatch batch;
-      batch.steps = steps;
-      batch.step = at::arange(steps, long_options()).repeat_interleave(count);
-      batch.raw = made.decisions.raw.flatten(0, 1);
-      batch.log_prob = made.decisions.log_prob.flatten();
-      batch.returns = rewards.to(at::kFloat).repeat({steps});
-      batch.std = std_;
-      batch.inputs = [&](int64_t begin, int64_t rows) { return states.inputs(begin, rows); };
-      ppo = ppo_update(*net_, *optimizer_, batch, config_.ppo);
+      values.add("reward_spread", rewards.to(at::kFloat).std(/*unbiased=*/true));
+      if (states) learn(made.decisions, rewards, *states, steps, values);
     }
-    values.add("approx_kl", ppo.approx_kl);
-    values.add("clip_share", ppo.clip_share);
-    values.add("value_error", ppo.value_error);
-    values.add("reward_spread", ppo.return_std);
-    values.add("advantage_spread", ppo.advantage_std);
-    values.add("surrogate", ppo.surrogate);
-    values.add("loss", ppo.loss);
-    values.add("first_ratio_error", ppo.first_ratio_error);
     if (update % kClassCheckEvery == 0) watch_classes(images, values);
     if (loader_) train_reward(update, steps, images, classes, values);
     report_actions(mean_actions, values);
@@ -509,7 +535,7 @@ class PolicyRecipe : public Recipe {
     for (const auto& [name, parameter] : optimizer_->parameters())
       weights = weights + parameter.detach().abs().sum();
     values.add("weights", weights);
-    values.add("entropy", ppo.entropy);
+    values.add("entropy", gaussian_entropy(std_));
     values.add("exploration", std_);
     values.add("steps", double(steps));
 
@@ -524,8 +550,34 @@ class PolicyRecipe : public Recipe {
       report.values.emplace_back(name, at::scalar_tensor(value, at::kDouble));
     }
     warn_of_collapse(update, host);
-    std_ = exploration_after(config_.exploration, std_, update);
+    if (learns) std_ = exploration_after(config_.exploration, std_, updates_learned(update));
     return report;
+  }
+
+  // 0 for the first update in which the policy learns, below it while only the reward does.
+  int64_t updates_learned(int64_t update) const {
+    return loader_ ? update - config_.discriminator_warmup : update;
+  }
+
+  // The policy's own steps. rewards (B) of the samples that `made` and `states` are of.
+  void learn(const Decisions& made, const at::Tensor& rewards, const StateBuffer& states, int64_t steps,
+             ReportValues& values) {
+    PpoBatch batch;
+    batch.steps = steps;
+    batch.step = at::arange(steps, long_options()).repeat_interleave(rewards.size(0));
+    batch.raw = made.raw.flatten(0, 1);
+    batch.log_prob = made.log_prob.flatten();
+    batch.returns = rewards.to(at::kFloat).repeat({steps});
+    batch.std = std_;
+    batch.inputs = [&](int64_t begin, int64_t rows) { return states.inputs(begin, rows); };
+    const PpoReport ppo = ppo_update(*net_, *optimizer_, batch, config_.ppo);
+    values.add("approx_kl", ppo.approx_kl);
+    values.add("clip_share", ppo.clip_share);
+    values.add("value_error", ppo.value_error);
+    values.add("advantage_spread", ppo.advantage_std);
+    values.add("surrogate", ppo.surrogate);
+    values.add("loss", ppo.loss);
+    values.add("first_ratio_error", ppo.first_ratio_error);
   }
 
   // The reward's own steps: generated images of the policy as it is now, with exploration, against real ones.
@@ -613,17 +665,27 @@ class PolicyRecipe : public Recipe {
     if (get("clip_share") > 0.5)
       say("clip",
           "more than half of the decisions changed so much that they were clipped; lower ppo.learning_rate");
-    if (get("accuracy_real") > 0.99 && get("accuracy_fake") > 0.99)
-      say("saturated",
-          "the discriminator tells every generated image from a real one, so its reward says little; lower "
-          "reward.discriminator.learning_rate or discriminator_steps, or switch its augmentation on");
+    // A sum's parts one by one: where one is saturated and another not, their mean hides it.
+    bool in_parts = false;
+    const std::string head = "discriminator/", real = ".accuracy_real";
+    for (const auto& [key, accuracy] : v) {
+      if (!key.starts_with(head) || !key.ends_with(real)) continue;
+      in_parts = true;
+      const std::string part = key.substr(head.size(), key.size() - head.size() - real.size());
+      if (accuracy > 0.99 && get((head + part + ".accuracy_fake").c_str()) > 0.99)
+        say("saturated " + part, cat("the discriminator ", part, kSaturated));
+    }
+    if (!in_parts && get("accuracy_real") > 0.99 && get("accuracy_fake") > 0.99)
+      say("saturated", cat("the discriminator", kSaturated));
     if (std_ < 0.02)
       say("entropy", cat("the exploration is down to ", std_,
                          ": the policy hardly tries anything new; raise "
                          "exploration.floor"));
     if (!settings_.network.shared()) {
       const double spread = get("actions/spread");
-      if (widest_spread_ > 1e-3 && spread < 0.05 * widest_spread_)
+      // A new policy's actions do not differ yet.
+      const bool never = spread < kSameSpread && updates_learned(update) >= kSameAfter;
+      if (never || (widest_spread_ > 1e-3 && spread < 0.05 * widest_spread_))
         say("same",
             "the actions no longer differ between samples: the policy has become one shared schedule");
       widest_spread_ = std::max(widest_spread_, spread);
@@ -725,7 +787,8 @@ class PolicyRecipe : public Recipe {
   std::unique_ptr<Reward> reward_;
   std::unique_ptr<Loader> loader_;
   at::Tensor labels_;  // of every image of the data (classes data)
-  StateMemory memory_ = StateMemory::kNothing;
+  StateMemory memory_ = StateMemory::kRecompute;
+  std::string init_hash_;
   double std_ = 0;
   double widest_spread_ = 0, first_perplexity_ = 0, first_classes_ = 0;
   std::map<std::string, int64_t> warned_;

@@ -18,7 +18,8 @@
 namespace adanat {
 
 // Defaults are the reference's. One update: `trajectories` samples, `ppo.epochs` steps of the policy, then
-// `discriminator_steps` steps of the reward where it trains.
+// `discriminator_steps` steps of the reward where it trains. In the first `discriminator_warmup` updates the
+// policy stays as it is: the scores of a discriminator that has seen nothing are noise.
 struct PolicyTrainConfig {
   int64_t steps = 8;
   int64_t min_steps = 2;
@@ -40,6 +41,7 @@ struct PolicyTrainConfig {
   double memory_gib = 8;
   int64_t discriminator_steps = 5;
   int64_t discriminator_batch = 128;
+  int64_t discriminator_warmup = 0;
   std::string fakes = "fresh";
   std::string reals = "images";
   std::string classes = "uniform";
@@ -83,6 +85,9 @@ struct PolicyTrainConfig {
         field("discriminator_steps", &C::discriminator_steps, "steps of a trained reward per update, >= 0"),
         field("discriminator_batch", &C::discriminator_batch,
               "real and generated images per such step, >= 2"),
+        field("discriminator_warmup", &C::discriminator_warmup,
+              "first updates in which only the reward trains, >= 0 (none where it does not train); "
+              "exploration.after counts from their end"),
         field("fakes", &C::fakes,
               "their generated images: fresh (by the new policy), rollout (those of the update: no cost)"),
         field("reals", &C::reals,
@@ -107,7 +112,9 @@ struct PolicyTrainConfig {
 struct PolicyParts {
   Generator generator{nullptr};
   Tokenizer tokenizer{nullptr};
-  std::string generator_hash;  // SHA-256 of generator.safetensors, "" = not known
+  std::string generator_hash;            // SHA-256 of generator.safetensors, "" = not known
+  std::string tokenizer_hash;            // of tokenizer.safetensors, "" = not known
+  std::vector<std::string> class_names;  // that the generator was trained with; empty = not known
   std::shared_ptr<FeatureNet>
       features;  // the folder's features network: evaluation and warnings; may be null
   std::function<std::unique_ptr<Reward>()> make_reward;
@@ -121,7 +128,9 @@ struct PolicyParts {
 PolicySettings policy_settings(const PolicyTrainConfig& config, const GeneratorConfig& generator,
                                const std::string& generator_hash);
 
-// `init`: a policy to start from, or null. write_model() writes the policy (a shared one as
+// `init`: a policy to start from, or null; InputError where its settings are not those of this run (the
+// generator aside). InputError too where the data has other classes than the generator, and for more than one
+// process: gradients and returns are not reduced over them. write_model() writes the policy (a shared one as
 // schedule-T{steps}.json too) and then calls context.finish_model. step() throws RunError, after saving its
 // state to `diagnostics`, where a reward, a loss or a weight is not finite.
 std::unique_ptr<Recipe> make_policy_recipe(PolicyTrainConfig config, PolicyParts parts,

@@ -6,6 +6,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/min.h>
 #include <ATen/ops/minimum.h>
+#include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <vector>
@@ -48,6 +49,31 @@ OptimizerConfig ppo_optimizer(const PpoConfig& config) {
 at::Tensor normalise_returns(const at::Tensor& returns) {
   return (returns - returns.mean()) / (returns.std(/*unbiased=*/true) + 1e-7);
 }
+
+namespace {
+
+// Throws where a step would write values that are not finite into the weights or Adam's moments. Squares,
+// since those are what the second moment keeps.
+void check_finite(Optimizer& optimizer, int64_t epoch, const at::Tensor& surrogate,
+                  const at::Tensor& value_error) {
+  std::vector<std::string> names = {"surrogate", "value_error"};
+  std::vector<at::Tensor> sums = {surrogate, value_error};
+  for (const auto& [name, parameter] : optimizer.parameters()) {
+    if (!parameter.grad().defined()) continue;
+    names.push_back("gradient of " + name);
+    sums.push_back(parameter.grad().square().sum());
+  }
+  const at::Tensor all = at::stack(sums);
+  if (all.isfinite().all().item<bool>()) return;
+  const at::Tensor bad = all.isfinite().logical_not().cpu();
+  const size_t first = size_t(bad.to(at::kByte).argmax().item<int64_t>());
+  optimizer.zero_grad();
+  throw RunError(cat("the policy's ", names[first], " is not finite before step ", epoch + 1,
+                     " of this update, which was not taken; lower ppo.learning_rate or resume from an "
+                     "earlier checkpoint"));
+}
+
+}  // namespace
 
 PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch,
                      const PpoConfig& config, const std::function<void(int64_t, const PpoEpoch&)>& observe) {
@@ -106,6 +132,7 @@ PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBa
       report.approx_kl = (ratio - 1 - (log_prob - batch.log_prob)).mean();
     }
     if (observe) observe(epoch, {loss, at::cat(means), log_prob, at::cat(values), ratio});
+    check_finite(optimizer, epoch, surrogate_sum, value_sum);
     optimizer.step(config.learning_rate);
   }
   return report;

@@ -101,6 +101,8 @@ at::Tensor normalise_returns(const at::Tensor& returns);
 // `epochs` full-batch steps of -min(ratio A, clip(ratio) A) + value_weight MSE(V, R) - entropy_weight H,
 // every mean over all R rows; A = normalised return - value before the update. `observe` is called before
 // each step, with the gradients in place. The optimizer holds the parameters of `network`.
+// RunError naming the step and the tensor before a step whose loss or gradient is not finite: the weights are
+// then those of the step before. (One number is read back per step for that; scoring has waited already.)
 PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch,
                      const PpoConfig& config,
                      const std::function<void(int64_t epoch, const PpoEpoch&)>& observe = {});

@@ -90,23 +90,27 @@ at::Tensor checked_scores(const std::string& name, const at::Tensor& scores) {
   return scores;
 }
 
-namespace {
 namespace fs = std::filesystem;
 
-// Loads a frozen network for a reward, and makes sure that it is not the one that judges.
-std::shared_ptr<FeatureNet> load_allowed(const fs::path& file, const RewardContext& context,
-                                         const std::string& kind) {
+std::unique_ptr<FeatureNet> load_unless_measure(const fs::path& file, const fs::path& measure,
+                                                const std::string& who) {
   const auto metadata = SafetensorsFile::open(file).metadata();
   const auto role = metadata.find("role");
   if (role != metadata.end() && role->second == "measure")
-    throw InputError(cat("reward ", kind, ": ", file.string(),
-                         " has the role measure: what judges the result must not ",
+    throw InputError(cat(who, ": ", file.string(), " has the role measure: what judges the result must not ",
                          "be trained for; use a network with the role features"));
-  std::shared_ptr<FeatureNet> net = load_feature_net(file);
-  if (!context.measure.empty() && net->file_hash() == sha256_file(context.measure.string()))
-    throw InputError(cat("reward ", kind, ": ", file.string(), " is the same file as ",
-                         context.measure.string(),
+  std::unique_ptr<FeatureNet> net = load_feature_net(file);
+  if (!measure.empty() && net->file_hash() == sha256_file(measure.string()))
+    throw InputError(cat(who, ": ", file.string(), " is the same file as ", measure.string(),
                          ": what judges the result must not be trained for; use another network"));
+  return net;
+}
+
+namespace {
+
+std::shared_ptr<FeatureNet> load_allowed(const fs::path& file, const RewardContext& context,
+                                         const std::string& kind) {
+  std::shared_ptr<FeatureNet> net = load_unless_measure(file, context.measure, "reward " + kind);
   net->to(context.device);
   return net;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/base/config.h"
+#include "core/features/feature_net.h"
 #include "core/nn/tensor_file.h"
 #include "policy/augment.h"
 
@@ -138,6 +139,11 @@ struct RewardContext {
   at::Device device = at::kCPU;
   uint64_t seed = 0;  // of crops and augmentation. Weights are drawn from torch's default generator.
 };
+
+// Loads a frozen network that something is optimised with. InputError, beginning with `who`, where it is what
+// judges the result: by its role, or as the same file as `measure` ("" = none).
+std::unique_ptr<FeatureNet> load_unless_measure(const std::filesystem::path& file,
+                                                const std::filesystem::path& measure, const std::string& who);
 
 // One kind alone, or their weighted sum ("sum"). InputError: a file that is missing (saying which is wanted
 // and what can stand in), or that is the measure network (by its role or its hash); a kind that does not fit

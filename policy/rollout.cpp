@@ -116,15 +116,13 @@ int64_t state_bytes(StateMemory memory, int64_t trajectories, int64_t steps, int
     case StateMemory::kRecompute:
     case StateMemory::kTokens:
       return rows * tokens * 4;
-    case StateMemory::kNothing:
-      break;
   }
   return 0;
 }
 
 StateBuffer::StateBuffer(StateMemory memory, GeneratorImpl& generator, int64_t trajectories, int64_t steps,
                          at::Device device)
-    : memory_(memory), generator_(generator), trajectories_(trajectories), device_(device) {
+    : memory_(memory), generator_(generator), trajectories_(trajectories) {
   const GeneratorConfig& config = generator.config();
   const auto options = at::TensorOptions().device(device);
   if (memory == StateMemory::kFeatures)
@@ -151,7 +149,6 @@ void StateBuffer::on_step(const StepView& view) {
 }
 
 at::Tensor StateBuffer::inputs(int64_t begin, int64_t count) const {
-  if (memory_ == StateMemory::kNothing) return at::empty({count}, at::TensorOptions().device(device_));
   if (memory_ == StateMemory::kFeatures)
     return features_.flatten(0, 1).narrow(0, begin, count).to(at::kFloat);
   const at::Tensor tokens = tokens_.flatten(0, 1).narrow(0, begin, count).to(at::kLong);

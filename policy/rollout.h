@@ -61,7 +61,6 @@ enum class StateMemory {
   kFeatures,   // bfloat16 features
   kRecompute,  // tokens; the features are computed again wherever they are read
   kTokens,     // tokens, which are what the policy reads
-  kNothing,    // a shared schedule reads nothing
 };
 
 // Bytes of the states of `trajectories` of `steps` steps.
@@ -77,14 +76,13 @@ class StateBuffer : public SamplerObserver {
   void expect(int64_t begin, const at::Tensor& conditions);
   void on_step(const StepView& view) override;
   // What the policy reads at rows [begin, begin + count): (count, N, D) f32 features as rounded to bfloat16,
-  // (count, N) i64 tokens, or (count) of nothing.
+  // or (count, N) i64 tokens.
   at::Tensor inputs(int64_t begin, int64_t count) const;
 
  private:
   StateMemory memory_;
   GeneratorImpl& generator_;
   int64_t trajectories_, begin_ = 0;
-  at::Device device_;
   at::Tensor features_;    // (T, B, N, D) bf16
   at::Tensor tokens_;      // (T, B, N) i32
   at::Tensor conditions_;  // (B, ...)

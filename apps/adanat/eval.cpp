@@ -1,5 +1,6 @@
 // adanat eval: how good generated or given images are, under a named protocol (spec/cli.md, eval;
 // docs/evaluation.md).
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
 
@@ -36,8 +37,11 @@ struct EvalOptions {
 
 // --compare and --plot: nothing is measured.
 void run_compare(const EvalOptions& o) {
-  if (!o.model.empty() || !o.images.empty() || !o.reference.empty() || o.count > 0)
-    throw InputError("--compare: reads finished results; leave -m, --images, --reference and --count out");
+  if (!o.model.empty() || !o.images.empty() || !o.reference.empty() || o.count > 0 || !o.weights.empty() ||
+      !o.metrics.empty() || !o.protocol.empty() || !o.save_stats.empty())
+    throw InputError("--compare: reads finished results; of the other flags only --plot goes with it");
+  if (!o.plot.empty() && fs::path(o.plot).extension() != ".png")
+    throw InputError(cat("--plot ", o.plot, ": must end in .png"));
   std::vector<EvalResult> results;
   for (const std::string& file : o.compare) results.push_back(read_eval_result(file));
   if (!o.plot.empty()) {
@@ -85,10 +89,22 @@ void check_options(const EvalOptions& o) {
   if (!o.plot.empty()) throw InputError("--plot: draws the results given with --compare A.json B.json ...");
   if (!o.plot_metric.empty()) throw InputError("--plot-metric: only together with --compare and --plot");
   if (o.images.empty() && o.model.empty()) throw InputError("give -m DIR to measure a model, or --images A");
-  if (o.reference.empty() && o.save_stats.empty())
+  const bool score_alone = o.metrics == "is" || o.metrics == "cs";  // needs no reference
+  if (o.reference.empty() && o.save_stats.empty() && !score_alone)
     throw InputError(
         "--reference: give the images or statistics to compare with (or --save-stats FILE.npz to keep "
         "statistics)");
+  if (o.reference.empty() && !o.metrics.empty() && !score_alone && o.metrics != "sfid")
+    throw InputError(cat("--metrics ", o.metrics, ": give --reference to compare with"));
+  const bool generates = o.images.empty() && !o.tokenizer;
+  const bool generation_flags = o.steps > 0 || !o.schedule.empty() || !o.policy.empty() || o.guidance ||
+                                o.guidance_curve || o.temperature || o.sampling_temperature ||
+                                !o.labels.empty() || !o.cache.empty();
+  if (!generates && generation_flags)
+    throw InputError(
+        "--steps, --schedule, --policy, --guidance, --temperature, --labels, --cache and their like: only "
+        "for "
+        "images made by -m DIR");
   if (o.reference.empty() && o.tokenizer && o.images.empty())
     throw InputError("--reference: give the images to reconstruct");
   if (!o.images.empty() && o.count > 0)
@@ -158,13 +174,15 @@ struct Evaluation {
 
 // One side that is given as files: statistics, images, or both (ADM's reference batches).
 struct GivenSet {
+  MetricSet metrics;                     // what is wanted of it
   std::unique_ptr<ImageDataset> images;  // null: statistics alone
   std::optional<MeasuredSet> set;
   std::string description, hash;  // hash of a statistics file, else ""
 };
 
-GivenSet open_given(Evaluation& e, const std::string& path) {
+GivenSet open_given(Evaluation& e, const std::string& path, const MetricSet& metrics) {
   GivenSet out;
+  out.metrics = metrics;
   if (!is_statistics_file(path)) {
     out.images = open_dataset(path);
     out.description = out.images->describe();
@@ -179,15 +197,15 @@ GivenSet open_given(Evaluation& e, const std::string& path) {
   if (!statistics.weights_sha256.empty() && statistics.weights_sha256 != e.measurer.weights_hash())
     warning(cat(path, ": was made with other weights (", statistics.weights_sha256.substr(0, 8), ", here ",
                 e.measurer.weights_hash().substr(0, 8), ")"));
-  if (statistics.has_images && (e.metrics.kernel || e.metrics.manifold || e.metrics.score))
+  if (statistics.has_images && (metrics.kernel || metrics.manifold || metrics.score))
     out.images = open_dataset(path);
-  out.set.emplace(e.protocol, e.metrics, std::move(statistics), out.images ? e.expected(*out.images) : 0);
+  out.set.emplace(e.protocol, metrics, std::move(statistics), out.images ? e.expected(*out.images) : 0);
   return out;
 }
 
 void measure_given(Evaluation& e, GivenSet& given, const char* title) {
   if (!given.images) return;
-  if (!given.set) given.set.emplace(e.protocol, e.metrics, e.expected(*given.images));
+  if (!given.set) given.set.emplace(e.protocol, given.metrics, e.expected(*given.images));
   e.measure(*given.images, *given.set, title);
 }
 
@@ -206,10 +224,13 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
     return labelled ? at::tensor(at::ArrayRef<int64_t>(classes.data() + begin, size_t(size)), at::kLong)
                     : at::Tensor();
   };
-  // Everything that a feature depends on.
-  const Json key{{"format", 1},
+  // Everything that a feature depends on. The weights are hashed here, whatever config.json says of them.
+  const fs::path folder = o.model;
+  const Json key{{"format", 2},
+                 {"generator", sha256_file((folder / "generator.safetensors").string())},
+                 {"tokenizer", sha256_file((folder / "tokenizer.safetensors").string())},
+                 {"threads", at::get_num_threads()},
                  {"program", ADANAT_VERSION},
-                 {"files", config.files},
                  {"schedule", schedule.describe()},
                  {"schedule_name", schedule.name()},
                  {"steps", schedule.steps()},
@@ -225,7 +246,7 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
                  {"weights", e.measurer.weights_hash()},
                  {"spatial", e.metrics.spatial},
                  {"device", e.device.str()},
-                 {"dtype", o.compute.dtype}};
+                 {"dtype", c10::toString(parse_dtype(o.compute.dtype, e.device))}};
   FeatureCache cache(o.cache == "none" ? fs::path()
                      : o.cache.empty() ? FeatureCache::default_folder()
                                        : fs::path(o.cache),
@@ -251,7 +272,7 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
       cache.add(rows);
       progress.update(done += size);
     }
-  } catch (const Interrupted&) {
+  } catch (...) {  // stopped, out of memory, a value that is no number: what is done is done
     cache.flush();
     throw;
   }
@@ -273,7 +294,7 @@ MeasuredSet reconstruct_and_measure(Evaluation& e, const ImageDataset& source, s
     const at::Tensor bytes = decode_to_bytes(*tokenizer, ids), again = bytes.to(at::kFloat) / 255;
     psnr_sum += psnr(again, originals.cpu()).sum().item<double>();
     ssim_sum += ssim(again, originals.cpu()).sum().item<double>();
-    return bytes;
+    return e.protocol.quantise == "uint8" ? bytes : tokenizer->decode(ids).clamp(0, 1);
   });
   const double count = double(set.count());
   extra = {{"psnr", psnr_sum / count, {}},
@@ -285,6 +306,9 @@ MeasuredSet reconstruct_and_measure(Evaluation& e, const ImageDataset& source, s
 
 void save_statistics(const Evaluation& e, const MeasuredSet& set) {
   if (e.options.save_stats.empty()) return;
+  if (!set.from_file() && set.count() < 2)
+    throw InputError(cat("--save-stats ", e.options.save_stats,
+                         ": a covariance needs 2 images or more, given ", set.count()));
   StatisticsFile out{set.stats(), {}, e.protocol.name, e.measurer.weights_hash()};
   if (e.metrics.spatial) out.spatial = set.spatial_stats();
   write_statistics(e.options.save_stats, out);
@@ -297,6 +321,8 @@ Json figures_to_json(const std::vector<std::vector<Figure>>& runs) {
     Json& j = out[runs[0][m].name];
     std::vector<double> values;
     for (const auto& run : runs) values.push_back(run[m].value);
+    for (const double v : values)
+      if (!std::isfinite(v)) throw RunError(cat("metric ", runs[0][m].name, " is not a finite number"));
     double mean = 0, squares = 0;
     for (const double v : values) mean += v;
     mean /= double(values.size());
@@ -326,7 +352,7 @@ void run_eval(const EvalOptions& o) {
   if (!o.compare.empty()) return run_compare(o);
   check_options(o);
   const at::Device device = o.compute.apply();
-  const Protocol protocol = choose_protocol(o);
+  Protocol protocol = choose_protocol(o);
   const MetricSet metrics = parse_metrics(!o.metrics.empty()                 ? o.metrics
                                           : protocol.network == "classifier" ? "fd"
                                                                              : "fid",
@@ -348,9 +374,9 @@ void run_eval(const EvalOptions& o) {
 
   GivenSet reference;
   if (!o.reference.empty()) {
-    reference = open_given(e, o.reference);
-    if (protocol.network == "classifier" && e.crop == 0 && reference.images)
-      e.crop = reference.images->image(0).width;
+    MetricSet wanted = metrics;
+    wanted.score = false;  // of the measured set only
+    reference = open_given(e, o.reference, wanted);
   }
   std::optional<Pipeline> pipeline;
   std::unique_ptr<Schedule> schedule;
@@ -360,6 +386,14 @@ void run_eval(const EvalOptions& o) {
     pipeline.emplace(Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device)));
     table = table_options(o, e.config->sampling.table);
     schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);
+    if (protocol.labels == "reference" && !has_labels_of(reference.images.get(), *e.config)) {
+      if (!o.labels.empty())
+        throw InputError(
+            cat("--labels reference: ", o.reference.empty() ? "there is no reference" : o.reference,
+                " has no images of the model's classes; use random or balanced"));
+      note("classes are taken in turn: the reference has no images of the model's classes");
+      protocol.labels = e.protocol.labels = "balanced";
+    }
     const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
     if (flags && !schedule->takes_table_options())
       throw InputError(
@@ -371,6 +405,7 @@ void run_eval(const EvalOptions& o) {
 
   std::vector<std::vector<Figure>> runs;
   std::optional<int64_t> count;
+  std::string measured;  // what was given, or reconstructed
   // What is done with each measured set: its figures, its statistics.
   const auto finish = [&](const MeasuredSet& set, const std::string& name, std::vector<Figure> extra) {
     if (runs.empty()) save_statistics(e, set);
@@ -378,7 +413,9 @@ void run_eval(const EvalOptions& o) {
     std::vector<Figure> figures;
     if (reference.set)
       figures = compare_sets(set, name, *reference.set, reference.description, protocol, metrics);
-    else if (const auto accuracy = set.accuracy())
+    else if (metrics.score)
+      figures.push_back(score_figure(set, name, protocol));
+    if (const auto accuracy = set.accuracy(); accuracy && !reference.set)
       figures.push_back({"accuracy", *accuracy, {}});
     if (o.tokenizer)
       for (Figure& figure : figures)
@@ -388,13 +425,13 @@ void run_eval(const EvalOptions& o) {
   };
   if (o.tokenizer) {
     const auto source = open_dataset(o.images.empty() ? o.reference : o.images);
+    measured = source->describe();
     std::vector<Figure> extra;
     const MeasuredSet set = reconstruct_and_measure(e, *source, extra);
     finish(set, "the reconstructions", extra);
   } else if (!o.images.empty()) {
-    GivenSet images = open_given(e, o.images);
-    if (protocol.network == "classifier" && e.crop == 0 && images.images)
-      e.crop = images.images->image(0).width;
+    GivenSet images = open_given(e, o.images, metrics);
+    measured = images.description;
     measure_given(e, images, "measure");
     finish(*images.set, images.description, {});
   } else {
@@ -434,6 +471,8 @@ void run_eval(const EvalOptions& o) {
     j["model_hash"] = pipeline->model_hash();
     j["labels"] = protocol.labels;
   }
+  if (!measured.empty()) j["images"] = measured;
+  if (o.tokenizer) j["tokenizer"] = true;
   if (!reference.description.empty()) j["reference"] = reference.description;
   if (!reference.hash.empty()) j["reference_sha256"] = reference.hash;
   if (e.crop > 0) j["crop"] = e.crop;

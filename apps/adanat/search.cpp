@@ -15,6 +15,7 @@
 #include "core/io/atomic_file.h"
 #include "core/metrics/frechet.h"
 #include "core/nn/device.h"
+#include "policy/reward.h"
 #include "policy/schedule_search.h"
 
 namespace adanat {
@@ -76,13 +77,13 @@ void write_history(const fs::path& file, const Json& search, const std::vector<S
 }
 
 GaussianStats reference_stats(const ImageDataset& data, int64_t image_size, FeatureNet& net,
-                              int64_t batch_size) {
+                              int64_t batch_size, at::Device device) {
   const at::NoGradGuard no_grad;
   std::optional<GaussianAccumulator> all;
   SequentialReader reader(data, image_size, batch_size, /*skip_broken=*/false);
   while (const auto batch = reader.next()) {
     check_interrupt();
-    const at::Tensor features = net.forward(batch->images.to(at::kFloat) / 255, {"pool"})[0];
+    const at::Tensor features = net.forward(batch->images.to(device).to(at::kFloat) / 255, {"pool"})[0];
     if (!all) all.emplace(features.size(1));
     all->add(features);
   }
@@ -90,7 +91,8 @@ GaussianStats reference_stats(const ImageDataset& data, int64_t image_size, Feat
 }
 
 double distance(Pipeline& pipeline, const Schedule& schedule, const ImageDataset& data, FeatureNet& net,
-                const GaussianStats& real, int64_t images, int64_t seed, int64_t batch_size) {
+                const GaussianStats& real, int64_t images, int64_t seed, int64_t batch_size,
+                at::Device device) {
   const at::NoGradGuard no_grad;
   GaussianAccumulator made(real.mean.size(0));
   for (int64_t begin = 0; begin < images; begin += batch_size) {
@@ -99,7 +101,8 @@ double distance(Pipeline& pipeline, const Schedule& schedule, const ImageDataset
     // Classes as often as in the reference, spread over all of it.
     for (int64_t i = begin; i < std::min(images, begin + batch_size); ++i)
       request.classes.push_back(data.label(i * data.size() / images));
-    made.add(net.forward(pipeline.generate(request, schedule).images.to(at::kFloat) / 255, {"pool"})[0]);
+    const at::Tensor bytes = pipeline.generate(request, schedule).images.to(device);
+    made.add(net.forward(bytes.to(at::kFloat) / 255, {"pool"})[0]);
   }
   return frechet_distance(made.stats(), real);
 }
@@ -121,7 +124,10 @@ void run_search(const SearchOptions& o) {
   if (!fs::exists(features))
     throw InputError(
         cat(features.string(), ": no such file; the search measures with the model's features network"));
-  const auto net = load_feature_net(features);
+  const fs::path measure = fs::path(o.model) / "measure.safetensors";
+  const auto net =
+      load_unless_measure(features, fs::exists(measure) ? measure : fs::path(), "search schedule");
+  net->to(device);
   const auto data = open_dataset(o.reference);
   note(data->describe());
   if (data->class_names() != pipeline.config().class_names)
@@ -142,10 +148,10 @@ void run_search(const SearchOptions& o) {
   std::vector<SearchedTable> history;
   if (o.resume && fs::exists(history_file)) history = read_history(history_file, search);
   { const AtomicFile probe(o.output); }
-  const GaussianStats real = reference_stats(*data, pipeline.config().image_size, *net, o.batch_size);
+  const GaussianStats real = reference_stats(*data, pipeline.config().image_size, *net, o.batch_size, device);
   const auto score = [&](const ScheduleTable& table, int64_t images, int64_t seed) {
     return distance(pipeline, *make_table_schedule("candidate", table), *data, *net, real, images, seed,
-                    o.batch_size);
+                    o.batch_size, device);
   };
   const auto table_at = [&](size_t i) { return searched_table(base, history[i].raw, o.rule); };
 

@@ -209,6 +209,9 @@ void train_policy(const TrainOptions& o) {
   parts.tokenizer = open_tokenizer(folder, given, device);
   if (given.files.contains("generator.safetensors"))
     parts.generator_hash = given.files.at("generator.safetensors");
+  if (given.files.contains("tokenizer.safetensors"))
+    parts.tokenizer_hash = given.files.at("tokenizer.safetensors");
+  parts.class_names = given.class_names;
   RewardContext reward;
   reward.image_size = given.image_size;
   reward.classes = given.generator->classes;

@@ -14,6 +14,14 @@ std::string text_of(const Json& j, const char* key) {
   return j.at(key).is_string() ? j.at(key).get<std::string>() : j.at(key).dump();
 }
 
+// The protocol's settings without its labels: these matter where images were generated, and then the result
+// says which were used.
+Json settings_of(const Json& result) {
+  Json out = result.contains("protocol_settings") ? result.at("protocol_settings") : Json();
+  if (out.is_object()) out.erase("labels");
+  return out;
+}
+
 std::string number(double value) {
   char out[32];
   std::snprintf(out, sizeof out, "%.6g", value);
@@ -41,7 +49,7 @@ std::vector<std::string> differences(const Json& first, const Json& other) {
     if (text_of(first, key) != text_of(other, key)) out.emplace_back(what);
   };
   check("protocol", "other protocol");
-  if (out.empty()) check("protocol_settings", "other settings");
+  if (out.empty() && settings_of(first) != settings_of(other)) out.emplace_back("other settings");
   check("count", "other count");
   // A statistics file is known by its hash, wherever it lies; images by what was read.
   const bool hashed = first.contains("reference_sha256") && other.contains("reference_sha256");
@@ -50,6 +58,8 @@ std::vector<std::string> differences(const Json& first, const Json& other) {
       text_of(first, "reference_count") != text_of(other, "reference_count"))
     out.emplace_back("other reference");
   check("weights_sha256", "other weights");
+  check("tokenizer", "reconstructions against others");
+  if (first.contains("crop") && other.contains("crop")) check("crop", "other crop");
   if (text_of(first, "labels") != text_of(other, "labels") && first.contains("labels") &&
       other.contains("labels"))
     out.emplace_back("other labels");

@@ -158,8 +158,7 @@ void MeasuredSet::add(const FeatureRows& rows, const at::Tensor& labels) {
 
 std::optional<int64_t> MeasuredSet::reported_count() const {
   if (!statistics_) return count_;
-  if (statistics_->features.count > 0) return statistics_->features.count;
-  return count_ > 0 ? std::optional(count_) : std::nullopt;
+  return statistics_->features.count > 0 ? std::optional(statistics_->features.count) : std::nullopt;
 }
 
 int64_t MeasuredSet::dimensions() const {
@@ -194,12 +193,23 @@ std::optional<double> MeasuredSet::accuracy() const {
   return double(right_) / double(labelled_);
 }
 
+Figure score_figure(const MeasuredSet& set, const std::string& set_name, const Protocol& protocol) {
+  const std::string name = protocol.network == "classifier" ? "cs" : "is";
+  if (set.from_file() && set.count() == 0)
+    throw InputError(
+        cat("--metrics ", name, ": ", set_name, " holds statistics only; give the images themselves"));
+  if (set.count() < std::max<int64_t>(1, protocol.is_splits))
+    throw InputError(cat("--metrics ", name, ": its ", protocol.is_splits,
+                         " splits need at least as many images, ", set_name, " has ", set.count()));
+  const MeanAndDeviation value = set.score();
+  return {name, value.mean, value.deviation};
+}
+
 std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_name,
                                  const MeasuredSet& reference, const std::string& reference_name,
                                  const Protocol& protocol, const MetricSet& metrics) {
   const bool classifier = protocol.network == "classifier";
-  const std::string fd = classifier ? "fd" : "fid", kd = classifier ? "kd" : "kid",
-                    cs = classifier ? "cs" : "is";
+  const std::string fd = classifier ? "fd" : "fid", kd = classifier ? "kd" : "kid";
   const auto each = [&](auto call) { call(set, set_name), call(reference, reference_name); };
   if (set.dimensions() != reference.dimensions())
     throw InputError(cat(reference_name, ": has ", reference.dimensions(), " dimensions, ", set_name, " has ",
@@ -249,16 +259,7 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
     }
     out.push_back({kd, value.mean, value.deviation});
   }
-  if (metrics.score) {
-    if (set.from_file())
-      throw InputError(
-          cat("--metrics ", cs, ": ", set_name, " holds statistics only; give the images themselves"));
-    if (set.count() < protocol.is_splits)
-      throw InputError(cat("--metrics ", cs, ": its ", protocol.is_splits,
-                           " splits need at least as many images, ", set_name, " has ", set.count()));
-    const MeanAndDeviation value = set.score();
-    out.push_back({cs, value.mean, value.deviation});
-  }
+  if (metrics.score) out.push_back(score_figure(set, set_name, protocol));
   if (metrics.manifold) {
     need_images("pr", std::max(protocol.neighbours, protocol.density_neighbours) + 1,
                 " (nearest neighbours)");
@@ -276,11 +277,14 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
   return out;
 }
 
+bool has_labels_of(const ImageDataset* reference, const ModelConfig& config) {
+  return reference != nullptr && reference->class_names() == config.class_names;
+}
+
 std::vector<int64_t> generation_classes(const std::string& labels, int64_t count, int64_t seed,
                                         const ModelConfig& config, const ImageDataset* reference) {
   const int64_t classes = config.generator->classes;
-  const bool known =
-      labels == "reference" && reference != nullptr && reference->class_names() == config.class_names;
+  const bool known = labels == "reference" && has_labels_of(reference, config);
   std::vector<int64_t> out;
   for (int64_t i = 0; i < count; ++i) {
     if (known) {

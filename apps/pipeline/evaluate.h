@@ -102,6 +102,13 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
                                  const MeasuredSet& reference, const std::string& reference_name,
                                  const Protocol& protocol, const MetricSet& metrics);
 
+// Inception score ("is") or classifier score ("cs") of the set alone. InputError: statistics without images,
+// fewer images than splits.
+Figure score_figure(const MeasuredSet& set, const std::string& set_name, const Protocol& protocol);
+
+// Whether labels "reference" can be followed: there are images whose classes are the model's.
+bool has_labels_of(const ImageDataset* reference, const ModelConfig& config);
+
 // Classes of generated images 0..count-1 by the protocol's labels: "random" from Philox (seed, image),
 // "balanced" in turn, "reference" as often as in the reference where its classes are the model's, else in
 // turn. `reference` may be null.

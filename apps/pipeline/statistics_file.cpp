@@ -44,10 +44,13 @@ GaussianStats read_pair(const NpzFile& file, const std::string& mean_name,
   return out;
 }
 
-std::string read_text(const NpzFile& file, const std::string& name) {
+// "" where there is none, or another program's array of this name.
+std::string read_text(const NpzFile& file, const std::string& name) try {
   if (!file.contains(name) || file.header(name).dtype != DType::kU8) return "";
   const NpyArray array = file.array(name, 4096);
   return {reinterpret_cast<const char*>(array.bytes.data()), array.bytes.size()};
+} catch (const InputError&) {
+  return "";
 }
 
 }  // namespace
@@ -62,10 +65,11 @@ StatisticsFile read_statistics(const std::filesystem::path& path) {
   StatisticsFile out;
   out.features = read_pair(file, "mu", "sigma");
   if (file.contains("mu_s")) out.spatial = read_pair(file, "mu_s", "sigma_s");
-  if (file.contains("count")) {
-    const NpyArray count = file.array("count", 4096);
+  try {
+    const NpyArray count = file.contains("count") ? file.array("count", 4096) : NpyArray{};
     if (count.count() == 1 && count.dtype == DType::kI64)
       out.features.count = std::max<int64_t>(0, count.as_int64()[0]);
+  } catch (const InputError&) {  // another program's "count": nothing that the statistics need
   }
   out.protocol = read_text(file, "protocol");
   out.weights_sha256 = read_text(file, "weights_sha256");

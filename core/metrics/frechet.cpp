@@ -100,7 +100,9 @@ double frechet_distance(const GaussianStats& a, const GaussianStats& b) {
   const double cross = at::linalg_eigvalsh(product).clamp_min(0).sqrt().sum().item<double>();
   const double means = (a.mean - b.mean).square().sum().item<double>();
   const double traces = (at::diagonal(a.covariance).sum() + at::diagonal(b.covariance).sum()).item<double>();
-  return std::max(0.0, means + traces - 2 * cross);
+  const double out = means + traces - 2 * cross;
+  if (!std::isfinite(out)) throw RunError("Frechet distance: the statistics are too large for float64");
+  return std::max(0.0, out);
 }
 
 double kernel_distance(const at::Tensor& a, const at::Tensor& b) {

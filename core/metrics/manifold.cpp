@@ -53,12 +53,15 @@ class Distances {
     const at::Tensor product = at::matmul(a.rows, b.rows.t());
     if (!options_.half) return (a.norms.unsqueeze(1) + b.norms.unsqueeze(0) - 2 * product).clamp_min(0);
     const at::Tensor twice = product.to(at::kHalf).to(at::kFloat) * 2;
-    return ((a.norms.to(at::kFloat).unsqueeze(1) - twice.to(at::kHalf).to(at::kFloat))
-                .to(at::kHalf)
-                .to(at::kFloat) +
-            b.norms.to(at::kFloat).unsqueeze(0))
-        .to(at::kHalf)
-        .to(at::kFloat)
+    const at::Tensor narrow = ((a.norms.to(at::kFloat).unsqueeze(1) - twice.to(at::kHalf).to(at::kFloat))
+                                   .to(at::kHalf)
+                                   .to(at::kFloat) +
+                               b.norms.to(at::kFloat).unsqueeze(0))
+                                  .to(at::kHalf)
+                                  .to(at::kFloat);
+    if (at::isfinite(narrow).all().item<bool>()) return narrow.clamp_min(0);
+    // Beyond float16's range the evaluator computes the block again in float32.
+    return (a.rows.square().sum(1).unsqueeze(1) + b.rows.square().sum(1).unsqueeze(0) - 2 * product)
         .clamp_min(0);
   }
 

@@ -62,7 +62,7 @@ struct Protocol {
 std::vector<std::string> protocol_names();
 // InputError that names them all for another one.
 Protocol protocol_by_name(const std::string& name);
-// One line for people: "torch-fidelity (TF1 bilinear resize, (x-128)/128, ...)".
+// One line for people: "protocol torch-fidelity: TF1 bilinear resize, (x-128)/128, ...".
 std::string describe(const Protocol& protocol);
 
 }  // namespace adanat

@@ -91,6 +91,36 @@ TEST_F(Eval, BadInputIsOneLine) {
   EXPECT_EQ(j.at("skipped"), 1);
 }
 
+TEST_F(Eval, OnlyWhatIsMeantIsMeasured) {
+  write_set("a", 12, 0);
+  write_set("b", 12, 50);
+  // A flag without effect, a metric without its reference, one image: refused, not ignored.
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--steps 4"), 2, "--steps"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--labels random"), 2, "--labels"));
+  const std::string alone = "eval --quiet --weights " + model() + "/measure.safetensors --images ";
+  EXPECT_TRUE(is_one_line_error(
+      adanat_run(dir_, alone + path("a") + " --metrics pr --save-stats " + path("s.npz")), 2, "--reference"));
+  write_set("one", 1, 0);
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, alone + path("one") + " --save-stats " + path("s.npz")), 2,
+                                "2 images"));
+  // The score needs no reference.
+  EXPECT_GE(run(alone + path("a") + " --metrics cs").at("metrics").at("cs").at("value").get<double>(), 1);
+  // The classes of a folder of images are not the model's: in turn, and the result says so.
+  const std::string generate =
+      "eval -m " + model() + " --count 4 --steps 1 --cache none --reference " + path("b");
+  const auto turn = adanat_run(dir_, generate);
+  EXPECT_NE(turn.err.find("classes are taken in turn"), std::string::npos) << turn.err;
+  EXPECT_EQ(Json::parse(turn.out).at("labels"), "balanced");
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, generate + " --quiet --labels reference"), 2, "--labels reference"));
+  // Images of several sizes are no set, also under the classifier; a broken first image is skipped like
+  // others.
+  write_file_atomic(dir_ / "b" / "i0000.png", "broken");
+  EXPECT_EQ(run(given("a", "b") + "--skip-broken").at("skipped"), 1);
+  write_png(dir_ / "a" / "z.png", testing::test_image(20, 30, 1));
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--skip-broken"), 2, "z.png"));
+}
+
 // A run that was stopped in the middle goes on from its features and ends with the digits of an unbroken one.
 TEST_F(Eval, AStoppedRunGoesOnToTheSameDigits) {
   write_set("b", 30, 99);

@@ -5,6 +5,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/diag_embed.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_eigvals.h>
 #include <ATen/ops/matmul.h>
@@ -177,6 +178,16 @@ TEST(RandomSubsets, DifferentRowsThatDependOnSeedSetAndSubset) {
   EXPECT_FALSE(rows.equal(random_subsets(50, 4, 20, 10, 0)));
   EXPECT_FALSE(rows[0].equal(rows[1]));
   EXPECT_THROW(random_subsets(5, 1, 6, 0, 0), RunError);
+}
+
+// The larger of 0 and a value that is no number is 0: a perfect score.
+TEST(Frechet, StatisticsBeyondFloat64AreNoPerfectScore) {
+  const GaussianStats a{10, at::zeros({2}, at::kDouble), at::eye(2, at::kDouble)};
+  const GaussianStats huge{10, at::zeros({2}, at::kDouble), at::eye(2, at::kDouble) * 1e308};
+  const GaussianStats far{10, at::full({2}, 1e200, at::kDouble), at::eye(2, at::kDouble)};
+  EXPECT_THROW(frechet_distance(huge, huge), RunError);
+  EXPECT_THROW(frechet_distance(a, far), RunError);
+  EXPECT_NEAR(frechet_distance(a, a), 0, 1e-12);
 }
 
 }  // namespace

@@ -312,6 +312,11 @@ TEST(Comparison, MarksWhatMayNotBeCompared) {
   d["reference_sha256"] = e["reference_sha256"] = "1";
   e["reference"] = "elsewhere/r.npz";
   EXPECT_TRUE(differences(d, e).empty()) << "one file in two places";
+  d["crop"] = 16, e["crop"] = 32;
+  EXPECT_EQ(differences(d, e), std::vector<std::string>{"other crop"});
+  d["crop"] = 32, d["tokenizer"] = true;
+  EXPECT_EQ(differences(d, e), std::vector<std::string>{"reconstructions against others"});
+  d.erase("tokenizer");
   d["protocol_settings"] = {{"kid_subset_size", 10}};
   EXPECT_EQ(differences(a, d).front(), "other settings");
   const std::string table = comparison_table({{"a.json", a}, {"b.json", b}, {"c.json", c}});

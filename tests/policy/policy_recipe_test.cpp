@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <set>
 
 #include "core/nn/module_state.h"
 #include "core/sampling/observers.h"
@@ -59,8 +60,15 @@ class Brightness : public Reward {
     EXPECT_EQ(fake.size(0), conditions.size(0));
     weight_ += 1;
     fakes.push_back(fake.sum().item<double>());
-    return {
+    RewardReport out{
         real.mean() - fake.mean(), at::scalar_tensor(0.5), at::scalar_tensor(0.5), {{"margin", real.mean()}}};
+    if (saturated) {
+      out.values.emplace_back("conv.accuracy_real", at::scalar_tensor(1.0));
+      out.values.emplace_back("conv.accuracy_fake", at::scalar_tensor(1.0));
+      out.values.emplace_back("features.accuracy_real", at::scalar_tensor(1.0));
+      out.values.emplace_back("features.accuracy_fake", at::scalar_tensor(0.0));
+    }
+    return out;
   }
   void save(TensorMap& out, const std::string& prefix) const override { out[prefix + "weight"] = weight_; }
   void load(const TensorMap& in, const std::string& prefix, const std::string&) override {
@@ -70,6 +78,7 @@ class Brightness : public Reward {
   at::Tensor target;  // (classes, 3, S, S)
   at::Tensor last_conditions;
   std::vector<double> fakes;
+  bool saturated = false;  // report a part that is, beside one that is not
 
  private:
   at::Tensor weight_ = at::zeros({}, at::kDouble);
@@ -178,6 +187,82 @@ TEST(PolicyRecipe, ResumesBitExactlyWithDrawnStepsAndRecomputedFeatures) {
   expect_resume_is_exact(config);
 }
 
+TEST(PolicyRecipe, ResumesBitExactlyFromWithinTheWarmUp) {
+  PolicyTrainConfig config = tiny_config();
+  config.discriminator_warmup = 6;
+  config.exploration.after = 1;
+  config.fakes = "rollout";
+  expect_resume_is_exact(config);
+}
+
+TEST(PolicyRecipe, OnlyTheRewardLearnsDuringTheWarmUp) {
+  PolicyTrainConfig config = tiny_config();
+  config.discriminator_warmup = 3;
+  config.exploration.after = 1;
+  const auto recipe = make(config);
+  const TensorMap start = state_of(*recipe);
+  const auto names = [](const StepReport& report) {
+    std::set<std::string> out;
+    for (const auto& [name, value] : report.values) out.insert(name);
+    return out;
+  };
+  for (int64_t s = 0; s < 3; ++s) {
+    const auto reported = names(recipe->step(s));
+    for (const char* name : {"reward", "code_perplexity", "discriminator_loss", "actions/spread"})
+      EXPECT_TRUE(reported.contains(name)) << name;
+    EXPECT_FALSE(reported.contains("clip_share"));
+  }
+  const TensorMap warm = state_of(*recipe);
+  for (const auto& [name, tensor] : start) {
+    if (name.starts_with("model.") || name.starts_with("optimizer.") || name == "exploration.std") {
+      EXPECT_TRUE(at::equal(tensor, warm.at(name))) << name;
+    }
+  }
+  EXPECT_EQ(warm.at("reward.weight").item<double>(), 6);  // two steps per update
+  EXPECT_TRUE(names(recipe->step(3)).contains("clip_share"));
+  EXPECT_EQ(state_of(*recipe).at("exploration.std").item<double>(), 0.5);
+  recipe->step(4);  // the policy's update 1
+  const TensorMap after = state_of(*recipe);
+  EXPECT_EQ(after.at("exploration.std").item<double>(), 0.3);
+  EXPECT_FALSE(at::equal(start.at("model.actor.linear3.weight"), after.at("model.actor.linear3.weight")));
+
+  // Where no reward trains there is nothing to wait for.
+  config.discriminator_steps = 0;
+  EXPECT_TRUE(names(make(config)->step(0)).contains("clip_share"));
+}
+
+TEST(PolicyRecipe, ALossThatIsNotFiniteStopsTheRunBeforeTheWeightsChange) {
+  const TempDir folder;
+  PolicyParts parts = tiny_parts();
+  parts.diagnostics = folder / "diagnostics";
+  const auto recipe = make(tiny_config(), std::move(parts));
+  TensorMap state = state_of(*recipe);
+  state.at("model.critic.linear3.bias").fill_(1e30);  // its square is no float
+  recipe->load(state, "planted");
+  try {
+    recipe->step(1);
+    FAIL() << "no error";
+  } catch (const RunError& e) {
+    const std::string text = e.what();
+    EXPECT_NE(text.find("value_error is not finite before step 1"), std::string::npos) << text;
+    EXPECT_NE(text.find("update 1"), std::string::npos) << text;
+    EXPECT_NE(text.find("state saved in"), std::string::npos) << text;
+  }
+  const TensorMap kept = read_tensors(folder / "diagnostics/update-1.safetensors");
+  for (const auto& [name, tensor] : state) EXPECT_TRUE(at::equal(kept.at(name), tensor)) << name;
+}
+
+TEST(PolicyRecipe, WarnsOfEachPartThatIsSaturated) {
+  Brightness* reward = nullptr;
+  const auto recipe = make(tiny_config(), tiny_parts(&reward));
+  reward->saturated = true;
+  ::testing::internal::CaptureStderr();
+  recipe->step(0);
+  const std::string text = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(text.find("discriminator conv tells"), std::string::npos) << text;
+  EXPECT_EQ(text.find("discriminator features tells"), std::string::npos) << text;
+}
+
 // The reward is the nearness to what the generator makes without any noise in its draws: whoever raises it
 // has to lower the sampling temperature.
 TEST(PolicyRecipe, RaisesTheReward) {
@@ -187,7 +272,7 @@ TEST(PolicyRecipe, RaisesTheReward) {
     config.shared = shared;
     config.trajectories = 96, config.rollout_batch = 96, config.decode_batch = 96;
     config.exploration = {.std = 0.6, .decrease = 0, .after = -1, .floor = 0.1};
-    config.ppo.learning_rate = shared ? 3e-2 : 3e-3;
+    config.ppo.learning_rate = shared ? 1e-2 : 3e-3;
     config.discriminator_steps = 0;
     Brightness* reward = nullptr;
     PolicyParts parts = tiny_parts(&reward);
@@ -302,6 +387,28 @@ TEST(PolicyRecipe, WritesAPolicyThatCanBeReadAndStartedFrom) {
   PolicyTrainConfig other = tiny_config();
   other.network.hidden = 9;
   EXPECT_THROW(make(other, tiny_parts(), &policy), InputError);
+  const auto difference = [&](const std::function<void(PolicyTrainConfig&)>& change) -> std::string {
+    PolicyTrainConfig config = tiny_config();
+    change(config);
+    try {
+      make(config, tiny_parts(), &policy);
+    } catch (const InputError& e) {
+      return e.what();
+    }
+    return "none";
+  };
+  EXPECT_EQ(difference([](auto& c) { c.max_steps = 9; }), "none");  // steps are fixed: not read
+  const auto expect_named = [&](const std::string& wanted, const auto& change) {
+    EXPECT_NE(difference(change).find(wanted), std::string::npos) << difference(change);
+  };
+  expect_named("network.hidden is 8 there, 9 in this run", [](auto& c) { c.network.hidden = 9; });
+  expect_named("smoothing is 0.0 there, 0.5 in this run", [](auto& c) { c.smoothing = 0.5; });
+  expect_named("rule is \"maskgit\" there, \"adanat\" in this run", [](auto& c) { c.rule = "adanat"; });
+  expect_named("residual is \"cosine\" there", [](auto& c) { c.base = "none"; });
+  expect_named("cosine.guidance is", [](auto& c) { c.cosine.guidance = 2; });
+  // A resume without the same start is another run.
+  EXPECT_EQ(next->config()["trained_on"]["init"], policy.hash);
+  EXPECT_EQ(recipe->config()["trained_on"]["init"], "");
 
   PolicyTrainConfig shared = tiny_config();
   shared.shared = true;
@@ -343,6 +450,23 @@ TEST(PolicyRecipe, Refuses) {
   refuses([](auto& c) { c.exploration.floor = 1; });
   refuses([](auto& c) { c.discriminator_batch = 40000; });
   refuses([](auto& c) { c.ppo.clip = 1; });
+  refuses([](auto& c) { c.discriminator_warmup = -1; });
+}
+
+TEST(PolicyRecipe, RefusesOtherClassesAndSeveralProcesses) {
+  PolicyParts parts = tiny_parts();
+  parts.class_names = {"a", "x", "c"};
+  try {
+    make(tiny_config(), std::move(parts));
+    FAIL() << "no error";
+  } catch (const InputError& e) {
+    const std::string text = e.what();
+    EXPECT_NE(text.find("class 1 is \"b\", the generator's is \"x\""), std::string::npos) << text;
+  }
+  RecipeContext context;
+  context.world_size = 2;
+  EXPECT_THROW(make_policy_recipe(tiny_config(), tiny_parts(), std::make_shared<Colours>(), nullptr, context),
+               InputError);
 }
 
 }  // namespace

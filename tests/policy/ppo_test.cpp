@@ -128,6 +128,49 @@ TEST(Ppo, ExplorationIsLoweredOnceAndStored) {
   EXPECT_EQ(exploration_after({.std = 0.2, .decrease = 0.15, .after = 3, .floor = 0.1}, 0.2, 3), 0.1);
 }
 
+// A NaN that turns up in the second epoch: the weights stay as the first one left them.
+TEST(Ppo, NothingIsLearnedFromALossThatIsNotFinite) {
+  at::set_num_threads(1);
+  at::manual_seed(3);
+  PolicyNetworkConfig sizes;
+  sizes.input_width = 6;
+  sizes.grid_height = sizes.grid_width = 3;
+  sizes.hidden = 16, sizes.channels = 8, sizes.mlp = 16;
+  ActorCritic net(sizes);
+  PpoConfig config;
+  config.epochs = 3;
+  Optimizer optimizer(named_parameters(*net), ppo_optimizer(config));
+  const at::Tensor features = at::randn({8, 9, 6}), raw = at::randn({8, 4}) * 0.4;
+  int64_t calls = 0;
+  PpoBatch batch{2,
+                 at::arange(2).repeat_interleave(4),
+                 raw,
+                 gaussian_log_prob(raw, at::zeros({8, 4}), 0.4),
+                 at::arange(8).to(at::kFloat),
+                 0.4,
+                 [&](int64_t begin, int64_t count) {
+                   const at::Tensor rows = features.narrow(0, begin, count);
+                   return ++calls == 2 ? rows / 0.0 * 0.0 : rows;
+                 }};
+  TensorMap before;
+  const auto keep = [&](int64_t epoch, const PpoEpoch&) {
+    if (epoch == 1)
+      for (const auto& [name, tensor] : module_state(*net)) before[name] = tensor.clone();
+  };
+  try {
+    ppo_update(*net, optimizer, batch, config, keep);
+    FAIL() << "no error";
+  } catch (const RunError& e) {
+    const std::string text = e.what();
+    EXPECT_NE(text.find("surrogate is not finite before step 2"), std::string::npos) << text;
+  }
+  EXPECT_EQ(calls, 2);
+  for (const auto& [name, tensor] : module_state(*net)) {
+    EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
+    EXPECT_TRUE(at::equal(tensor, before.at(name))) << name;
+  }
+}
+
 // Environment: T = 2 steps, samples of two kinds that their features tell apart; the reward falls with the
 // squared distance of every raw number from the best one, which may depend on the kind. Returns the mean
 // distance from the best at the end.

@@ -216,7 +216,7 @@ TEST(Rollout, WithoutExplorationItIsTheMeanPolicy) {
   PolicySettings settings = tiny_settings();
   settings.smoothing = 0.5;
   const PolicySchedule policy(settings, tiny_actor(settings), 3, at::kCPU);
-  const Trajectories run = roll_out(*generator, policy, StateMemory::kNothing, 0);
+  const Trajectories run = roll_out(*generator, policy, StateMemory::kTokens, 0);
   TraceObserver trace(generator->mask_id());
   const at::Tensor index = at::arange(6);
   const at::Tensor tokens =
