@@ -127,7 +127,8 @@ void train_classifier(const TrainOptions& o) {
   const auto held_out = open_held_out(config.held_out, config.data);
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
-  const auto recipe = make_classifier_recipe(config, data, held_out, context);
+  const auto init = load_init(o, config.role + ".safetensors");  // its own role's: the measure stays apart
+  const auto recipe = make_classifier_recipe(config, data, held_out, context, init ? &*init : nullptr);
   run_training(*recipe, o.out, o.resume, run_info(o, device));
 }
 

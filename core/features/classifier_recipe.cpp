@@ -114,7 +114,7 @@ constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kEma = "em
 class ClassifierRecipe : public Recipe {
  public:
   ClassifierRecipe(ClassifierTrainConfig config, std::shared_ptr<const ImageDataset> train,
-                   std::shared_ptr<const ImageDataset> held_out, RecipeContext context)
+                   std::shared_ptr<const ImageDataset> held_out, RecipeContext context, const TensorMap* init)
       : config_(std::move(config)), context_(std::move(context)), train_(std::move(train)) {
     config_.seed = int64_t(context_.seed);
     const int64_t classes = int64_t(train_->class_names().size());
@@ -129,6 +129,7 @@ class ClassifierRecipe : public Recipe {
 
     at::manual_seed(context_.seed);
     net_ = std::make_shared<ClassifierNet>(config_.model);
+    if (init != nullptr) load_module_state(*net_, *init, "--init");
     net_->to(context_.device);
     for (at::Tensor& parameter : net_->parameters())
       if (parameter.dim() == 4) parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
@@ -279,9 +280,9 @@ class ClassifierRecipe : public Recipe {
 std::unique_ptr<Recipe> make_classifier_recipe(ClassifierTrainConfig config,
                                                std::shared_ptr<const ImageDataset> train,
                                                std::shared_ptr<const ImageDataset> held_out,
-                                               RecipeContext context) {
+                                               RecipeContext context, const TensorMap* init) {
   return std::make_unique<ClassifierRecipe>(std::move(config), std::move(train), std::move(held_out),
-                                            std::move(context));
+                                            std::move(context), init);
 }
 
 }  // namespace adanat

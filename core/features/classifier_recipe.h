@@ -99,12 +99,12 @@ std::shared_ptr<const ImageDataset> open_held_out(const std::string& held_out, c
 // A recipe called "classifier". Reports loss, accuracy (of the training batch), learning_rate; evaluate()
 // gives accuracy and loss on held_out with the averaged weights. Writes <role>.safetensors (see
 // core/features/feature_net.h). model.classes = 0 becomes the number of classes of `train`. held_out may be
-// null; its classes must be those of `train`. context.seed becomes config.seed (the command line decides
-// between flag and file) and seeds torch's default generator. InputError for a config or data that do not
-// fit.
+// null; its classes must be those of `train`. init: weights of a file of the same role to start from.
+// context.seed becomes config.seed (the command line decides between flag and file) and seeds torch's default
+// generator. InputError for a config or data that do not fit.
 std::unique_ptr<Recipe> make_classifier_recipe(ClassifierTrainConfig config,
                                                std::shared_ptr<const ImageDataset> train,
                                                std::shared_ptr<const ImageDataset> held_out,
-                                               RecipeContext context);
+                                               RecipeContext context, const TensorMap* init = nullptr);
 
 }  // namespace adanat

@@ -217,6 +217,31 @@ TEST_F(ClassifierRecipe, CountsBrokenImages) {
   EXPECT_FALSE(fs::exists(dir_ / "all/model"));
 }
 
+TEST_F(ClassifierRecipe, StartsFromGivenWeights) {
+  run_training(*make(toy_config(4)), dir_ / "first", false, {});
+  const TensorMap first = state_of(dir_ / "first/model/features.safetensors");
+  const auto weights_of = [&](const TensorMap* init) {
+    TensorMap out;
+    make_classifier_recipe(toy_config(1), std::make_shared<Shapes>(60, 1), nullptr,
+                           {.seed = 9, .threads = 1, .finish_model = {}}, init)
+        ->save(out);
+    return out;
+  };
+  const TensorMap fresh = weights_of(nullptr), started = weights_of(&first);
+  int equal = 0, moved = 0;
+  for (const auto& [name, tensor] : first)
+    for (const auto& [key, value] : started)
+      if (key.ends_with(name) && key.find("optimizer") == std::string::npos &&
+          value.sizes() == tensor.sizes()) {
+        equal += at::equal(value, tensor.to(value.scalar_type()));
+        moved += !at::equal(value, fresh.at(key));
+      }
+  EXPECT_GE(equal, int(first.size()));
+  EXPECT_GT(moved, 0);
+  const TensorMap wrong{{"stem.weight", first.begin()->second}};
+  EXPECT_THROW(weights_of(&wrong), InputError);
+}
+
 TEST_F(ClassifierRecipe, RefusesWhatDoesNotFit) {
   ClassifierTrainConfig config = toy_config(5);
   config.model.classes = 4;
