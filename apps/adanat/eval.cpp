@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "apps/adanat/cli.h"
+#include "apps/adanat/table_flags.h"
 #include "apps/pipeline/comparison.h"
 #include "apps/pipeline/evaluate.h"
 #include "apps/pipeline/image_batches.h"
@@ -29,8 +30,7 @@ struct EvalOptions {
   std::vector<std::string> compare;
   int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1, crop = 0, kid_subsets = 0,
           kid_subset_size = 0;
-  std::optional<double> guidance, temperature, sampling_temperature;
-  std::optional<std::string> guidance_curve;
+  TableFlags table;
   bool tokenizer = false, skip_broken = false, half_distances = false;
   ComputeOptions compute;
 };
@@ -97,8 +97,7 @@ void check_options(const EvalOptions& o) {
   if (o.reference.empty() && !o.metrics.empty() && !score_alone && o.metrics != "sfid")
     throw InputError(cat("--metrics ", o.metrics, ": give --reference to compare with"));
   const bool generates = o.images.empty() && !o.tokenizer;
-  const bool generation_flags = o.steps > 0 || !o.schedule.empty() || !o.policy.empty() || o.guidance ||
-                                o.guidance_curve || o.temperature || o.sampling_temperature ||
+  const bool generation_flags = o.steps > 0 || !o.schedule.empty() || !o.policy.empty() || o.table.any() ||
                                 !o.labels.empty() || !o.cache.empty();
   if (!generates && generation_flags)
     throw InputError(
@@ -338,15 +337,6 @@ Json figures_to_json(const std::vector<std::vector<Figure>>& runs) {
   return out;
 }
 
-TableOptions table_options(const EvalOptions& o, const TableOptions& defaults) {
-  TableOptions table = defaults;
-  if (o.guidance) table.guidance = *o.guidance;
-  if (o.guidance_curve) table.guidance_curve = *o.guidance_curve;
-  if (o.temperature) table.temperature = *o.temperature;
-  if (o.sampling_temperature) table.sampling_temperature = *o.sampling_temperature;
-  return table;
-}
-
 void run_eval(const EvalOptions& o) {
   install_interrupt_handlers();
   if (!o.compare.empty()) return run_compare(o);
@@ -384,7 +374,7 @@ void run_eval(const EvalOptions& o) {
   const bool generates = o.images.empty() && !o.tokenizer;
   if (generates) {  // whatever is wrong with the model or the flags is found before the reference is read
     pipeline.emplace(Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device)));
-    table = table_options(o, e.config->sampling.table);
+    table = o.table.over(e.config->sampling.table);
     schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);
     if (protocol.labels == "reference" && !has_labels_of(reference.images.get(), *e.config)) {
       if (!o.labels.empty())
@@ -394,12 +384,7 @@ void run_eval(const EvalOptions& o) {
       note("classes are taken in turn: the reference has no images of the model's classes");
       protocol.labels = e.protocol.labels = "balanced";
     }
-    const bool flags = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
-    if (flags && !schedule->takes_table_options())
-      throw InputError(
-          cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
-              "linear and halton; schedule ",
-              schedule->name(), " brings its own"));
+    o.table.refuse_for(*schedule);
   }
   measure_given(e, reference, "reference");
 
@@ -527,10 +512,7 @@ void add_eval(CLI::App& app) {
   command->add_option("--steps", o->steps, "generation steps")->check(CLI::Range(1, 1000));
   command->add_option("--schedule", o->schedule, "as in generate");
   command->add_option("--policy", o->policy, "as in generate");
-  command->add_option("--guidance", o->guidance, "as in generate");
-  command->add_option("--guidance-curve", o->guidance_curve, "as in generate");
-  command->add_option("--temperature", o->temperature, "as in generate");
-  command->add_option("--sampling-temperature", o->sampling_temperature, "as in generate");
+  o->table.add_to(*command);
   command->add_option("-s,--seed", o->seed, "seed")->capture_default_str();
   command->add_option("-b,--batch-size", o->batch_size, "images at a time")
       ->capture_default_str()

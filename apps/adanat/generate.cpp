@@ -7,6 +7,7 @@
 #include <future>
 
 #include "apps/adanat/cli.h"
+#include "apps/adanat/table_flags.h"
 #include "apps/pipeline/pipeline.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
@@ -22,8 +23,7 @@ namespace {
 struct GenerateOptions {
   std::string model, output, classes, schedule, policy, grid, save_tokens, trace, preview;
   int64_t count = 1, steps = 0, seed = 42, first_index = 0, batch_size = 16;
-  std::optional<double> guidance, temperature, sampling_temperature;
-  std::optional<std::string> guidance_curve;
+  TableFlags table;
   bool json = false, has_steps = false;
   ComputeOptions compute;
 };
@@ -208,26 +208,6 @@ class TraceFile {
   Json out_;
 };
 
-TableOptions table_options(const GenerateOptions& o, const TableOptions& defaults) {
-  TableOptions table = defaults;
-  if (o.guidance) table.guidance = *o.guidance;
-  if (o.guidance_curve) table.guidance_curve = *o.guidance_curve;
-  if (o.temperature) table.temperature = *o.temperature;
-  if (o.sampling_temperature) table.sampling_temperature = *o.sampling_temperature;
-  table.validate();
-  return table;
-}
-
-void refuse_table_flags(const GenerateOptions& o, const Schedule& schedule) {
-  const bool any = o.guidance || o.guidance_curve || o.temperature || o.sampling_temperature;
-  const std::string name = schedule.name();
-  if (any && !schedule.takes_table_options())
-    throw InputError(
-        cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
-            "linear and halton; schedule ",
-            name, " brings its own"));
-}
-
 void check_options(const GenerateOptions& o) {
   if (o.count < 1 || o.count > 100'000'000)
     throw InputError(cat("--count ", o.count, ": must be 1 to 100000000"));
@@ -277,9 +257,9 @@ void run_generate(const GenerateOptions& o) {
   const Output output(o.output, o.grid, o.count, o.first_index);
   Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
   const ModelConfig& config = pipeline.config();
-  const TableOptions table = table_options(o, config.sampling.table);
+  const TableOptions table = o.table.over(config.sampling.table);
   const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
-  refuse_table_flags(o, *schedule);
+  o.table.refuse_for(*schedule);
   for (const int64_t cells : {output.rows(), output.columns()})
     if (cells * (config.image_size + 2) > kMaxImageSide)
       throw InputError(cat("--output ", o.output, ": one grid of ", output.rows(), "x", output.columns(),
@@ -382,11 +362,7 @@ void add_generate(CLI::App& app) {
       "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
       "policy, else cosine");
   command->add_option("--policy", o->policy, "policy file for --schedule adaptive; default: the model's");
-  command->add_option("--guidance", o->guidance, "guidance scale of a table, 0 = none; default: the model's");
-  command->add_option("--guidance-curve", o->guidance_curve, "linear or constant");
-  command->add_option("--temperature", o->temperature, "re-mask temperature of a table");
-  command->add_option("--sampling-temperature", o->sampling_temperature,
-                      "temperature of the draws of a table");
+  o->table.add_to(*command);
   command->add_option("-s,--seed", o->seed, "seed; with an index it fixes an image")->capture_default_str();
   command->add_option("--first-index", o->first_index, "index of the first image")->capture_default_str();
   command->add_option("-b,--batch-size", o->batch_size, "images made together")->capture_default_str();
