@@ -50,8 +50,9 @@ void RewardConfig::validate() const {
   for (const double weight : weights) require(std::isfinite(weight), "weights", "finite numbers", weight);
   require(mapping_width >= 1 && mapping_width <= 65536, "mapping_width", "in [1, 65536]", mapping_width);
   require(conv_width >= 1 && conv_width <= 1024, "conv_width", "in [1, 1024]", conv_width);
-  require(frechet_share == "leave_one_out" || frechet_share == "batch", "frechet_share",
-          "leave_one_out or batch", frechet_share);
+  require(frechet_share == "leave_one_out" || frechet_share == "running" || frechet_share == "batch",
+          "frechet_share", "leave_one_out, running or batch", frechet_share);
+  require(frechet_memory >= 0, "frechet_memory", ">= 0", frechet_memory);
   require(frechet_images >= 2, "frechet_images", ">= 2", frechet_images);
   require(score_batch >= 8 && score_batch % 8 == 0, "score_batch", "a multiple of 8, at least 8",
           score_batch);

@@ -36,7 +36,8 @@ class Reward {
   virtual std::string name() const = 0;  // "conv", "projected", ..., "sum"
 
   // -> (B) float, larger is better. Evaluation mode, no gradient; no state changes except the draw of a crop
-  // where a ViT sees images larger than its own. RunError naming the reward if a value is not finite.
+  // where a ViT sees images larger than its own, and the running statistics of frechet. RunError naming the
+  // reward if a value is not finite.
   virtual at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) = 0;
 
   // Whether there is anything to train; train_step may be called only then.
@@ -93,6 +94,7 @@ struct RewardConfig {
   int64_t conv_width = 32;
   std::string frechet_share = "leave_one_out";
   int64_t frechet_images = 10000;
+  int64_t frechet_memory = 5000;
   int64_t score_batch = 256;
   DiscriminatorTrainConfig discriminator;
 
@@ -115,9 +117,12 @@ struct RewardConfig {
         field("conv_width", &C::conv_width,
               "conv: channels of the first layer, doubled per halving up to 4 times, >= 1"),
         field("frechet_share", &C::frechet_share,
-              "leave_one_out: what each image takes off the batch's distance; batch: minus the distance, for "
+              "leave_one_out: what each image takes off the batch's distance; running: what more of its like "
+              "would take off the distance of the last frechet_memory images; batch: minus the distance, for "
               "all alike"),
         field("frechet_images", &C::frechet_images, "frechet: real images that are compared with, >= 2"),
+        field("frechet_memory", &C::frechet_memory,
+              "frechet running: images that the running statistics remember, >= 0"),
         field("score_batch", &C::score_batch,
               "images that a network sees at once when scoring, a multiple of 8"),
         field("discriminator", &C::discriminator, "training of projected, features and conv"),

@@ -66,12 +66,24 @@ class ConfidenceReward : public Reward {
   std::shared_ptr<FeatureNet> net_;
 };
 
+// Statistics of what `before` and `now` describe together, where `before` counts for at most `memory` rows.
+GaussianStats blended(const std::optional<GaussianStats>& before, const GaussianStats& now, int64_t memory) {
+  if (!before) return now;
+  const double old_rows = double(std::min(before->count, memory)), new_rows = double(now.count);
+  const double share = new_rows / (old_rows + new_rows);
+  const at::Tensor gap = now.mean - before->mean;
+  const at::Tensor between = gap.unsqueeze(1) * gap.unsqueeze(0) * (share * (1 - share));
+  return {int64_t(old_rows) + now.count, before->mean + gap * share,
+          before->covariance * (1 - share) + now.covariance * share + between};
+}
+
 class FrechetReward : public Reward {
  public:
   FrechetReward(const RewardConfig& config, const RewardContext& context, std::shared_ptr<FeatureNet> net)
       : share_(config.frechet_share),
         wanted_(config.frechet_images),
         at_once_(config.score_batch),
+        memory_(config.frechet_memory),
         context_(context),
         net_(std::move(net)) {
     require_tap(*net_, name(), "pool");
@@ -101,10 +113,15 @@ class FrechetReward : public Reward {
     }
     const at::Tensor features = tap_of(*net_, "pool", images, at_once_);
     at::Tensor scores;
-    if (share_ == "batch") {
+    if (share_ == "batch" || share_ == "running") {
       GaussianAccumulator batch(features.size(1));
       batch.add(features);
-      scores = at::full({b}, -frechet_distance(batch.stats(), *real_), at::kFloat);
+      if (share_ == "batch") {
+        scores = at::full({b}, -frechet_distance(batch.stats(), *real_), at::kFloat);
+      } else {
+        made_ = blended(made_, batch.stats(), memory_);
+        scores = -frechet_influence(features, *made_, *real_).to(at::kFloat);
+      }
     } else {
       scores = frechet_pseudo_values(features, *real_).to(at::kFloat);
     }
@@ -118,10 +135,15 @@ class FrechetReward : public Reward {
     if (!real) return;
     out[prefix + "real_mean"] = real->mean;
     out[prefix + "real_covariance"] = real->covariance;
+    if (share_ != "running") return;
+    out[prefix + "made_count"] = at::scalar_tensor(made_ ? made_->count : 0, at::kLong);
+    if (!made_) return;
+    out[prefix + "made_mean"] = made_->mean;
+    out[prefix + "made_covariance"] = made_->covariance;
   }
 
   void load(const TensorMap& in, const std::string& prefix, const std::string& where) override {
-    const auto take = [&](const char* key, int64_t dim, at::ScalarType type) {
+    const auto take = [&](const std::string& key, int64_t dim, at::ScalarType type) {
       const auto found = in.find(prefix + key);
       if (found == in.end()) throw InputError(cat(where, ": lacks the tensor ", prefix, key));
       if (found->second.dim() != dim || found->second.scalar_type() != type)
@@ -130,25 +152,32 @@ class FrechetReward : public Reward {
                              " dimensions"));
       return found->second.cpu().clone();
     };
+    const auto take_stats = [&](const std::string& of) -> std::optional<GaussianStats> {
+      const int64_t count = take(of + "_count", 0, at::kLong).item<int64_t>();
+      if (count == 0) return std::nullopt;
+      GaussianStats stats{count, take(of + "_mean", 1, at::kDouble),
+                          take(of + "_covariance", 2, at::kDouble)};
+      const int64_t d = stats.mean.size(0);
+      if (count < 2 || stats.covariance.sizes() != at::IntArrayRef({d, d}))
+        throw InputError(cat(where, ": ", prefix, of, "_covariance has shape ", stats.covariance.sizes(),
+                             " of ", count, " images, wanted (", d, ", ", d, ") of 2 or more"));
+      return stats;
+    };
     seen_.reset();
-    real_.reset();
-    const int64_t count = take("real_count", 0, at::kLong).item<int64_t>();
-    if (count == 0) return;
-    GaussianStats stats{count, take("real_mean", 1, at::kDouble), take("real_covariance", 2, at::kDouble)};
-    const int64_t d = stats.mean.size(0);
-    if (count < 2 || stats.covariance.sizes() != at::IntArrayRef({d, d}))
-      throw InputError(cat(where, ": ", prefix, "real_covariance has shape ", stats.covariance.sizes(),
-                           " of ", count, " images, wanted (", d, ", ", d, ") of 2 or more"));
-    real_ = std::move(stats);
+    real_ = take_stats("real");
+    made_ = real_ && share_ == "running" ? take_stats("made") : std::nullopt;
+    if (made_ && made_->mean.size(0) != real_->mean.size(0))
+      throw InputError(cat(where, ": ", prefix, "made_mean has ", made_->mean.size(0),
+                           " features, real_mean ", real_->mean.size(0)));
   }
 
  private:
   std::string share_;
-  int64_t wanted_, at_once_;
+  int64_t wanted_, at_once_, memory_;
   RewardContext context_;
   std::shared_ptr<FeatureNet> net_;
   std::optional<GaussianAccumulator> seen_;
-  std::optional<GaussianStats> real_;
+  std::optional<GaussianStats> real_, made_;  // made_: of the images scored so far (running)
 };
 
 }  // namespace
@@ -200,6 +229,29 @@ at::Tensor frechet_pseudo_values(const at::Tensor& features, const GaussianStats
   const at::Tensor left_trace = (trace - a * off.square().sum(1)) * c;
   const at::Tensor left = left_gap + left_trace + real_trace - 2 * std::sqrt(c) * (root_trace + change);
   return (n - 1) * left - n * whole;
+}
+
+at::Tensor frechet_influence(const at::Tensor& features, const GaussianStats& made,
+                             const GaussianStats& real) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = features.detach().cpu().to(at::kDouble);
+  const int64_t d = real.mean.size(0);
+  if (x.size(1) != d || made.mean.size(0) != d)
+    throw RunError(cat("frechet_influence: ", x.size(1), " features against ", made.mean.size(0),
+                       " of the images made and ", d, " of the real ones"));
+  const auto [real_values, real_vectors] = at::linalg_eigh(real.covariance);
+  const at::Tensor real_root = at::matmul(real_vectors * real_values.clamp_min(0).sqrt(), real_vectors.t());
+  // A millionth of R joins S, so that A stays below 1000 where the images made do not vary at all.
+  // Eigenvalues that are rounding of 0 have no direction of their own.
+  const at::Tensor spread = made.covariance + real.covariance * 1e-6;
+  const at::Tensor between = at::matmul(at::matmul(real_root, spread), real_root);
+  const auto [values, vectors] = at::linalg_eigh((between + between.t()) / 2);
+  const double least = std::max(1e-15 * values[d - 1].item<double>(), 1e-300);
+  const at::Tensor half = at::matmul(real_root, vectors) * values.clamp_min(least).pow(-0.25);
+  const at::Tensor off = x - made.mean;
+  const at::Tensor moved = at::matmul(off, half).square().sum(1);  // off^T A off
+  return 2 * at::matmul(off, made.mean - real.mean) + off.square().sum(1) - moved -
+         (made.covariance.trace() - at::matmul(at::matmul(half.t(), made.covariance), half).trace());
 }
 
 std::unique_ptr<Reward> make_confidence_reward(const RewardConfig& config, const RewardContext& context,

@@ -23,7 +23,8 @@ std::unique_ptr<Reward> make_adversarial_reward(const std::string& name, const R
 // Probability of the wanted class under the network's logits. Class conditions only.
 std::unique_ptr<Reward> make_confidence_reward(const RewardConfig& config, const RewardContext& context,
                                                std::shared_ptr<FeatureNet> net);
-// Minus the Frechet distance between a batch and observed real images under the network's pooled features.
+// Minus the Frechet distance between what is scored and observed real images under the network's pooled
+// features, shared out by config.frechet_share.
 std::unique_ptr<Reward> make_frechet_reward(const RewardConfig& config, const RewardContext& context,
                                             std::shared_ptr<FeatureNet> net);
 
@@ -35,5 +36,15 @@ std::unique_ptr<Reward> make_frechet_reward(const RewardConfig& config, const Re
 //   1/pi * integral over s > 0 of log(det(s^2 + M - a v v^T) / det(s^2 + M)) ds,
 // the ratio of determinants being 1 - a v^T (s^2 + M)^-1 v. One eigen-decomposition for all rows, 116 nodes.
 at::Tensor frechet_pseudo_values(const at::Tensor& features, const GaussianStats& real);
+
+// How fast the Frechet distance between `made` and `real` grows when more rows like x, each row of features
+// (B, D), join `made`: its first variation in that direction,
+//   2 (m - r)^T (x - m) + (x - m)^T (I - A) (x - m) - tr((I - A) S)
+// with m, S the moments of `made`, r, R those of `real`, and A = R^1/2 (R^1/2 S R^1/2)^-1/2 R^1/2 the optimal
+// transport from one to the other (Takatsu 2011, "Wasserstein geometry of Gaussian measures"). (B) f64 on the
+// CPU; mean 0 over the rows that `made` describes. S is taken
+// with a millionth of R, which bounds A where S is singular.
+at::Tensor frechet_influence(const at::Tensor& features, const GaussianStats& made,
+                             const GaussianStats& real);
 
 }  // namespace adanat
