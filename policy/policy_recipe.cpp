@@ -23,31 +23,24 @@
 #include "core/base/log.h"
 #include "core/data/loader.h"
 #include "core/io/atomic_file.h"
-#include "core/io/plot.h"
 #include "core/metrics/frechet.h"
 #include "core/nn/module_state.h"
 #include "kernels/philox.h"
+#include "policy/collapse_watch.h"
 #include "policy/rollout.h"
+#include "policy/schedule_plot.h"
 
 namespace adanat {
 namespace {
 
 constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kReward = "reward.";
-constexpr const char* kActionNames[] = {"mask_ratio", "remask_temperature", "sampling_temperature",
-                                        "guidance"};
 constexpr const char* kActionFiles[] = {"mask-ratio", "remask-temperature", "sampling-temperature",
                                         "guidance"};
 // Image indices of an update lie below this, so that 65536 updates fit into the 32 bits of a Philox counter.
 constexpr int64_t kIndicesPerUpdate = 65536;
 constexpr int64_t kSampleSeed = 42;
 constexpr int64_t kPlotSamples = 256;
-constexpr int64_t kClassCheckEvery = 20, kWarningEvery = 100;
-constexpr const char* kSaturated =
-    " tells every generated image from a real one, so its reward says little; lower "
-    "reward.discriminator.learning_rate or discriminator_steps, or switch its augmentation on";
-// Actions that differ less than this between samples, after so many updates of learning, are one schedule.
-constexpr double kSameSpread = 1e-4;
-constexpr int64_t kSameAfter = 50;
+constexpr int64_t kClassCheckEvery = 20;
 
 }  // namespace
 
@@ -150,35 +143,6 @@ class ReportValues {
   std::vector<std::pair<std::string, double>> host_;
 };
 
-// Mean and 10-90 % band over the samples of one action at each step. now, before (T, B, 4) f32 on the CPU.
-Image plot_action(const at::Tensor& now, const at::Tensor& before, int64_t action) {
-  const auto series = [&](const std::string& name, const at::Tensor& actions) {
-    PlotSeries out;
-    out.name = name;
-    const at::Tensor sorted =
-        std::get<0>(actions.select(2, action).to(at::kDouble).sort(1)).contiguous();  // (T, B)
-    const int64_t b = sorted.size(1);
-    for (int64_t t = 0; t < sorted.size(0); ++t) {
-      const double* row = sorted.const_data_ptr<double>() + t * b;
-      double sum = 0;
-      for (int64_t i = 0; i < b; ++i) sum += row[i];
-      out.x.push_back(double(t + 1));
-      out.y.push_back(sum / double(b));
-      out.low.push_back(row[(b - 1) / 10]);
-      out.high.push_back(row[(b - 1) - (b - 1) / 10]);
-    }
-    return out;
-  };
-  PlotOptions options;
-  options.title = cat("Learned schedule: ", kActionNames[action]);
-  options.x_label = "step";
-  options.y_label = kActionNames[action];
-  options.y_from_zero = true;
-  options.whole_x = true;
-  return draw_plot({series("now (band: 10-90 % of samples)", now), series("before training", before)},
-                   options);
-}
-
 // The settings without what their other values leave unread, and without the generator.
 PolicySettings settings_in_force(PolicySettings settings) {
   const PolicySettings fresh;
@@ -212,6 +176,7 @@ class PolicyRecipe : public Recipe {
         data_(std::move(data)) {
     config_.validate();
     context_.seed = uint64_t(config_.seed);
+    watch_ = CollapseWatch(config_.shared);
     if (context_.world_size > 1)
       throw InputError(cat("train policy: runs in one process, not in ", context_.world_size,
                            ": gradients and returns are not reduced over processes yet"));
@@ -331,9 +296,10 @@ class PolicyRecipe : public Recipe {
     optimizer_->save(tensors, kOptimizer);
     reward_->save(tensors, kReward);
     tensors["exploration.std"] = at::scalar_tensor(std_, at::kDouble);
-    tensors["watch"] = at::stack({at::scalar_tensor(widest_spread_, at::kDouble),
-                                  at::scalar_tensor(first_perplexity_, at::kDouble),
-                                  at::scalar_tensor(first_classes_, at::kDouble)});
+    const CollapseWatch::State seen = watch_.state();
+    tensors["watch"] = at::stack({at::scalar_tensor(seen.widest_spread, at::kDouble),
+                                  at::scalar_tensor(seen.first_perplexity, at::kDouble),
+                                  at::scalar_tensor(seen.first_classes, at::kDouble)});
   }
 
   void load(const TensorMap& tensors, const std::string& where) override {
@@ -355,9 +321,7 @@ class PolicyRecipe : public Recipe {
     optimizer_->load(tensors, kOptimizer, where);
     reward_->load(tensors, kReward, where);
     std_ = std.item<double>();
-    widest_spread_ = watch[0].item<double>();
-    first_perplexity_ = watch[1].item<double>();
-    first_classes_ = watch[2].item<double>();
+    watch_.restore({watch[0].item<double>(), watch[1].item<double>(), watch[2].item<double>()});
   }
 
   void write_model(const std::filesystem::path& folder) override {
@@ -403,8 +367,11 @@ class PolicyRecipe : public Recipe {
                                                          : "tokens, features computed again in every epoch";
     char size[32];
     std::snprintf(size, sizeof size, "%.1f", bytes(memory_) / double(1 << 20));
+    const double image_bytes = double(samples_per_update()) * 3 * double(image_size() * image_size()) * 4;
+    char images[32];
+    std::snprintf(images, sizeof images, "%.1f", image_bytes / double(1 << 20));
     note(cat("states of one update: ", size, " MiB (", config_.trajectories, " samples x ", steps, " steps, ",
-             what, ")"));
+             what, "), its images ", images, " MiB"));
   }
 
   // T of an update: fixed, or drawn.
@@ -549,7 +516,8 @@ class PolicyRecipe : public Recipe {
       host[name] = value;
       report.values.emplace_back(name, at::scalar_tensor(value, at::kDouble));
     }
-    warn_of_collapse(update, host);
+    for (const std::string& text : watch_.look(update, updates_learned(update), std_, host))
+      warning(cat("update ", update, ": ", text));
     if (learns) std_ = exploration_after(config_.exploration, std_, updates_learned(update));
     return report;
   }
@@ -651,56 +619,6 @@ class PolicyRecipe : public Recipe {
     values.add("classes_seen", seen.sum());
   }
 
-  void warn_of_collapse(int64_t update, const std::map<std::string, double>& v) {
-    const auto get = [&](const char* name) {
-      const auto it = v.find(name);
-      return it == v.end() ? std::nan("") : it->second;
-    };
-    const auto say = [&](const std::string& kind, const std::string& text) {
-      const auto it = warned_.find(kind);
-      if (it != warned_.end() && update - it->second < kWarningEvery) return;
-      warned_[kind] = update;
-      warning(cat("update ", update, ": ", text));
-    };
-    if (get("clip_share") > 0.5)
-      say("clip",
-          "more than half of the decisions changed so much that they were clipped; lower ppo.learning_rate");
-    // A sum's parts one by one: where one is saturated and another not, their mean hides it.
-    bool in_parts = false;
-    const std::string head = "discriminator/", real = ".accuracy_real";
-    for (const auto& [key, accuracy] : v) {
-      if (!key.starts_with(head) || !key.ends_with(real)) continue;
-      in_parts = true;
-      const std::string part = key.substr(head.size(), key.size() - head.size() - real.size());
-      if (accuracy > 0.99 && get((head + part + ".accuracy_fake").c_str()) > 0.99)
-        say("saturated " + part, cat("the discriminator ", part, kSaturated));
-    }
-    if (!in_parts && get("accuracy_real") > 0.99 && get("accuracy_fake") > 0.99)
-      say("saturated", cat("the discriminator", kSaturated));
-    if (std_ < 0.02)
-      say("entropy", cat("the exploration is down to ", std_,
-                         ": the policy hardly tries anything new; raise "
-                         "exploration.floor"));
-    if (!settings_.network.shared()) {
-      const double spread = get("actions/spread");
-      // A new policy's actions do not differ yet.
-      const bool never = spread < kSameSpread && updates_learned(update) >= kSameAfter;
-      if (never || (widest_spread_ > 1e-3 && spread < 0.05 * widest_spread_))
-        say("same",
-            "the actions no longer differ between samples: the policy has become one shared schedule");
-      widest_spread_ = std::max(widest_spread_, spread);
-    }
-    const double perplexity = get("code_perplexity"), classes = get("classes_seen");
-    if (first_perplexity_ == 0) first_perplexity_ = perplexity;
-    if (perplexity < 0.5 * first_perplexity_)
-      say("codes", cat("the samples use far fewer codes than at the start (perplexity ", perplexity, ", was ",
-                       first_perplexity_, "): they are losing variety"));
-    if (first_classes_ == 0 && classes > 0) first_classes_ = classes;
-    if (classes < 0.7 * first_classes_)
-      say("classes", cat("classes are vanishing from the samples: ", classes, " recognised, ", first_classes_,
-                         " at the start"));
-  }
-
   // "; state saved in ..." for the end of an error message.
   std::string save_diagnostics(int64_t update) const {
     if (parts_.diagnostics.empty()) return "";
@@ -732,13 +650,18 @@ class PolicyRecipe : public Recipe {
     const int64_t classes = parts_.generator->config().classes, count = kPlotSamples;
     const int64_t shown = std::min<int64_t>(64, std::max<int64_t>(16, classes));
     const PolicySchedule policy(settings_, actor, steps, context_.device);
-    const at::Tensor index = arange(0, count);
-    const RolloutSchedule schedule(policy, {}, 0, false);
-    const at::Tensor tokens =
-        sample(*parts_.generator,
-               plain_start(*parts_.generator, index.remainder(classes), kSampleSeed, index), schedule);
-    const at::Tensor images = decode(tokens.narrow(0, 0, shown));
-    return {(images * 255).round().to(at::kByte).cpu(), schedule.decisions().mean_actions.cpu()};
+    std::vector<at::Tensor> actions, images;
+    for (int64_t begin = 0; begin < count; begin += config_.rollout_batch) {
+      const at::Tensor index = arange(begin, std::min(config_.rollout_batch, count - begin));
+      const RolloutSchedule schedule(policy, {}, 0, false);
+      const at::Tensor tokens =
+          sample(*parts_.generator,
+                 plain_start(*parts_.generator, index.remainder(classes), kSampleSeed, index), schedule);
+      actions.push_back(schedule.decisions().mean_actions.cpu());
+      if (begin < shown)
+        images.push_back(decode(tokens.narrow(0, 0, std::min(shown - begin, tokens.size(0)))));
+    }
+    return {(at::cat(images) * 255).round().to(at::kByte).cpu(), at::cat(actions, 1)};
   }
 
   // Of images of the mean policy, the same seeds each time, from the data in `features` space.
@@ -790,8 +713,7 @@ class PolicyRecipe : public Recipe {
   StateMemory memory_ = StateMemory::kRecompute;
   std::string init_hash_;
   double std_ = 0;
-  double widest_spread_ = 0, first_perplexity_ = 0, first_classes_ = 0;
-  std::map<std::string, int64_t> warned_;
+  CollapseWatch watch_;
   std::optional<GaussianStats> real_stats_;
   std::map<int64_t, double> distance_before_;  // by number of steps
 };
