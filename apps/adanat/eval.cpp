@@ -252,10 +252,10 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
                      key);
   MeasuredSet set(e.protocol, e.metrics, o.count);
   int64_t done = 0;
-  for (const FeatureRows& rows : cache.load()) {
+  cache.load([&](const FeatureRows& rows) {
     set.add(rows, labels(done, rows.size()));
     done += rows.size();
-  }
+  });
   if (done > 0)
     note(cat("seed ", seed, ": features of ", done, " images come from the cache of an earlier run"));
   Progress progress(cat("generate (seed ", seed, ")"), o.count, "images", done);

@@ -267,6 +267,7 @@ void add_info(CLI::App& app) {
       "nnet_ema.pth --json");
   command->callback([o] {
     const Json j = describe(*o);
+    if (o->verify && !j.contains("verified")) note(cat(o->path, ": nothing to verify: holds no checksums"));
     if (o->json)
       std::printf("%s\n", j.dump(2, ' ', false, Json::error_handler_t::replace).c_str());
     else

@@ -68,7 +68,8 @@ FeatureCache::FeatureCache(fs::path folder, const Json& key, uint64_t limit_byte
   const fs::path entry = folder / sha256_hex(text.data(), text.size()).substr(0, 32);
   try {
     fs::create_directories(entry);
-    write_file_atomic(entry / "key.json", text + "\n");  // also marks the entry as used now
+    key_ = text + "\n";
+    write_file_atomic(entry / "key.json", key_);  // also marks the entry as used now
     remove_oldest(folder, entry, limit_bytes);
     entry_ = entry;
   } catch (const std::exception& e) {
@@ -76,12 +77,12 @@ FeatureCache::FeatureCache(fs::path folder, const Json& key, uint64_t limit_byte
   }
 }
 
-std::vector<FeatureRows> FeatureCache::load() {
-  std::vector<FeatureRows> out;
+int64_t FeatureCache::load(const std::function<void(const FeatureRows&)>& visit) {
   while (!entry_.empty()) {
     const fs::path path = entry_ / piece_name(begin_);
     std::error_code error;
     if (!fs::exists(path, error)) break;
+    std::vector<FeatureRows> pieces;
     try {
       const TensorMap tensors = read_tensors(path);
       const at::Tensor sizes = tensors.at("sizes"), pool = tensors.at("pool"), logits = tensors.at("logits");
@@ -94,8 +95,8 @@ std::vector<FeatureRows> FeatureCache::load() {
         const int64_t n = sizes.const_data_ptr<int64_t>()[i];
         if (n < 1 || n > pool.size(0) - row)
           throw InputError(cat(path.string(), ": is no piece of a feature cache"));
-        out.push_back({pool.narrow(0, row, n), logits.narrow(0, row, n),
-                       spatial ? tensors.at("spatial").narrow(0, row, n) : at::Tensor()});
+        pieces.push_back({pool.narrow(0, row, n), logits.narrow(0, row, n),
+                          spatial ? tensors.at("spatial").narrow(0, row, n) : at::Tensor()});
         row += n;
       }
       begin_ += row;
@@ -104,8 +105,10 @@ std::vector<FeatureRows> FeatureCache::load() {
       warning(cat("feature cache: what follows image ", begin_, " is computed anew: ", e.what()));
       break;
     }
+    // Outside of the try: what the visitor throws is not the cache's to judge.
+    for (const FeatureRows& rows : pieces) visit(rows);
   }
-  return out;
+  return begin_;
 }
 
 void FeatureCache::add(const FeatureRows& rows) {
@@ -133,6 +136,8 @@ void FeatureCache::flush() {
     for (const auto& [name, tensor] : tensors) bytes_ += tensor.nbytes();
     if (bytes_ > limit_bytes_) throw RunError(cat("it would hold more than ", limit_bytes_ >> 20, " MiB"));
     fs::create_directories(entry_);
+    // Another run's limit may have removed the entry meanwhile; without its key nothing would ever remove it.
+    if (!fs::exists(entry_ / "key.json")) write_file_atomic(entry_ / "key.json", key_);
     write_tensors(entry_ / piece_name(begin_), tensors);
     begin_ += count;
     pending_.clear();

@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/base/config.h"
@@ -30,14 +32,16 @@ class FeatureCache {
   // `folder` empty: nothing is kept. Entries used least recently are removed until the others hold
   // `limit_bytes` at most, and this one does not grow over it.
   FeatureCache(std::filesystem::path folder, const Json& key, uint64_t limit_bytes = uint64_t{4} << 30);
-  // The rows from the first image on, in the pieces in which they were added; stops at the first gap.
-  std::vector<FeatureRows> load();
+  // Gives `visit` the rows from the first image on, in the pieces in which they were added, up to the first
+  // gap; one file is in memory at a time. -> the number of images.
+  int64_t load(const std::function<void(const FeatureRows&)>& visit);
   // The rows of the next images. Written to disk every 30 s, or by flush().
   void add(const FeatureRows& rows);
   void flush();
 
  private:
   std::filesystem::path entry_;  // empty: nothing is kept
+  std::string key_;
   uint64_t limit_bytes_, bytes_ = 0;
   int64_t begin_ = 0;  // first image of pending_
   std::vector<FeatureRows> pending_;

@@ -3,6 +3,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "core/base/error.h"
 
@@ -114,6 +115,29 @@ std::string inflate_zlib(std::span<const std::byte> bytes, const std::string& wh
   if (taken != bytes.size())
     throw InputError(cat(where, ": ", bytes.size() - taken, " bytes follow the compressed data"));
   return out;
+}
+
+uint64_t inflated_size(std::span<const std::span<const std::byte>> pieces, uint64_t limit) {
+  Inflater stream(15);
+  std::vector<Bytef> out(size_t{1} << 16);
+  uint64_t total = 0;
+  for (const auto& piece : pieces) {
+    for (size_t begin = 0; begin < piece.size();) {
+      const size_t size = std::min(piece.size() - begin, size_t{1} << 30);
+      stream->next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(piece.data() + begin));
+      stream->avail_in = static_cast<uInt>(size);
+      begin += size;
+      do {
+        stream->next_out = out.data();
+        stream->avail_out = static_cast<uInt>(out.size());
+        const int status = inflate(stream.get(), Z_NO_FLUSH);
+        total += out.size() - stream->avail_out;
+        if (total > limit) return limit + 1;
+        if (status != Z_OK && status != Z_BUF_ERROR) return total;  // the end, or damage
+      } while (stream->avail_in > 0 || stream->avail_out == 0);
+    }
+  }
+  return total;
 }
 
 }  // namespace adanat

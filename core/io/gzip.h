@@ -25,4 +25,8 @@ inline constexpr uint64_t kMaxDeflateRatio = 1032;
 // One zlib stream that must fill the span exactly. Same errors.
 std::string inflate_zlib(std::span<const std::byte> bytes, const std::string& where, uint64_t max_bytes);
 
+// How many bytes the pieces of one zlib stream unpack to, at most limit + 1, in a fixed amount of memory.
+// Where the stream is damaged or ends early, the bytes up to there.
+uint64_t inflated_size(std::span<const std::span<const std::byte>> pieces, uint64_t limit);
+
 }  // namespace adanat

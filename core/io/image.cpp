@@ -1,9 +1,12 @@
 #include "core/io/image.h"
 
+#include <array>
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 #include "core/base/error.h"
+#include "core/io/gzip.h"
 #include "core/io/jpeg.h"
 #include "core/io/mapped_file.h"
 #include "core/io/png.h"
@@ -105,6 +108,30 @@ void check_png_size(const PngChunk& header, const std::string& where) {
     throw_size(where, width, height);
 }
 
+// The decoder unpacks all image data there are before it asks how many the picture needs. chunks: with a
+// header that check_png_size has passed.
+void check_png_data(const std::vector<PngChunk>& chunks, const std::string& where) {
+  const auto header = [&](size_t at) { return std::to_integer<uint64_t>(chunks.front().data[at]); };
+  const auto number = [&](size_t at) {
+    return header(at) << 24 | header(at + 1) << 16 | header(at + 2) << 8 | header(at + 3);
+  };
+  const uint64_t width = number(0), height = number(4), depth = header(8);
+  static constexpr std::array<uint64_t, 7> kChannels{1, 0, 3, 1, 2, 0, 4};
+  const uint64_t channels = header(9) < kChannels.size() ? kChannels[header(9)] : 0;
+  if (channels == 0 || depth > 16) return;  // the decoder names what is wrong
+  // Interlacing makes up to twice as many rows; each has a filter byte and is rounded up to whole bytes.
+  const uint64_t needed = height * ((width * channels * depth + 7) / 8) + 4 * height + 64;
+  std::vector<std::span<const std::byte>> pieces;
+  uint64_t packed = 0;
+  for (const PngChunk& chunk : chunks)
+    if (chunk.type == "IDAT") pieces.push_back(chunk.data), packed += chunk.data.size();
+  // Most files cannot unpack to much, and are not read twice.
+  if (packed * kMaxDeflateRatio <= needed + (uint64_t{64} << 20)) return;
+  if (inflated_size(pieces, needed) > needed)
+    throw InputError(cat(where, ": broken PNG: its data unpack to more than the ", needed,
+                         " bytes that an image of ", width, "x", height, " can have"));
+}
+
 // The decoder says of a GIF that is too large only that it is of no known type.
 void check_gif_size(std::span<const std::byte> bytes, const std::string& where) {
   if (bytes.size() < 10) return;
@@ -121,7 +148,9 @@ Image decode_image(std::span<const std::byte> bytes, const std::string& where) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (is_jpeg(bytes)) return decode_jpeg(bytes, where);
   if (is_png(bytes)) {
-    check_png_size(read_png_chunks(bytes, where).front(), where);
+    const std::vector<PngChunk> chunks = read_png_chunks(bytes, where);
+    check_png_size(chunks.front(), where);
+    check_png_data(chunks, where);
     return decode_with_stb(bytes, where, "PNG");
   }
   if (text.starts_with("GIF8")) {

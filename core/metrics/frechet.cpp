@@ -53,17 +53,6 @@ void GaussianAccumulator::add(const at::Tensor& features) {
   }
 }
 
-void GaussianAccumulator::merge(const GaussianAccumulator& other) {
-  if (other.dimensions_ != dimensions_)
-    throw RunError(
-        cat("feature statistics: cannot merge ", other.dimensions_, " dimensions into ", dimensions_));
-  if (float32_mean_ || other.float32_mean_)
-    throw RunError("feature statistics: float32 means depend on the order of all rows and cannot be merged");
-  if (other.count_ > 0) combine(sums_, other.count_, other.sums_.mean, other.sums_.scatter);
-  count_ += other.count_;
-  if (other.pending_count_ > 0) add(other.pending_.narrow(0, 0, other.pending_count_));
-}
-
 void GaussianAccumulator::combine(Sums& into, const at::Tensor& rows) {
   const at::Tensor mean = rows.mean(0), centred = rows - mean;
   combine(into, rows.size(0), mean, at::matmul(centred.t(), centred));

@@ -29,9 +29,6 @@ class GaussianAccumulator {
   // features (B, D), any float type and device; B may be 0. RunError for another D or a value that is not
   // finite.
   void add(const at::Tensor& features);
-  // As if everything added to `other` had been added here, by rounding. RunError for float32 means, which
-  // cannot be merged.
-  void merge(const GaussianAccumulator& other);
   int64_t count() const { return count_ + pending_count_; }
   int64_t dimensions() const { return dimensions_; }
   // RunError with fewer than 2 vectors.

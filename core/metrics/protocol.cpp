@@ -102,9 +102,15 @@ std::string describe(const Protocol& p) {
       {"network", "the network's own preprocessing"}};
   std::string out = cat("protocol ", p.name, ": ", kResize.at(p.resize));
   if (p.normalise != "network") out += cat(", ", p.normalise);
-  return out + cat(p.quantise == "uint8" ? ", from bytes" : ", generated images not rounded", ", ",
-                   p.features_dtype, " features, ", p.mean_dtype, " mean, ", p.covariance_dtype,
-                   " covariance");
+  out += cat(p.quantise == "uint8" ? ", from bytes" : ", generated images not rounded", ", ",
+             p.features_dtype, " features, ", p.mean_dtype, " mean, ", p.covariance_dtype,
+             " covariance; kernel distance of ", p.kid_subsets, " subsets of ", p.kid_subset_size,
+             p.kid_shrink ? " or fewer" : "", " (", p.kid_random, "); ");
+  out += p.is_splits > 0 ? cat(p.is_splits, p.is_shuffle ? " shuffled" : "", " splits")
+                         : cat("chunks of ", p.is_chunk);
+  return out + cat(" of the score in ", p.is_dtype, "; ", p.neighbours, " and ", p.density_neighbours,
+                   " neighbours", p.half_distances ? " by float16 distances" : "", "; ", p.labels,
+                   " classes");
 }
 
 }  // namespace adanat

@@ -207,6 +207,27 @@ TEST(PngTest, SizeIsCheckedBeforeMemoryIsAsked) {
   expect_input_error(decode, {"wide.png", "IHDR has 12 bytes"});
 }
 
+TEST(PngTest, DataThatUnpackToMoreThanTheImageAreRefused) {
+  const std::string png = encode_png(test_image(2, 2)), head = png.substr(0, kPngHead);
+  const std::string zeros(200 << 20, '\0');
+  std::string packed(compressBound(uLong(zeros.size())), '\0');
+  uLongf size = uLongf(packed.size());
+  ASSERT_EQ(compress(reinterpret_cast<Bytef*>(packed.data()), &size,
+                     reinterpret_cast<const Bytef*>(zeros.data()), uLong(zeros.size())),
+            Z_OK);
+  packed.resize(size);
+  // In two chunks, as encoders of large files write them.
+  const std::string bomb = head + png_chunk("IDAT", packed.substr(0, 1000)) +
+                           png_chunk("IDAT", packed.substr(1000)) + png_chunk("IEND", "");
+  expect_input_error([&] { decode_image(as_bytes(bomb), "bomb.png"); },
+                     {"bomb.png: broken PNG: its data unpack to more than", "2x2"});
+  // Of a size that is looked into, and honest.
+  Image noise = test_image(300, 200);
+  uint32_t state = 1;
+  for (uint8_t& value : noise.rgb) value = uint8_t((state = state * 1664525 + 1013904223) >> 24);
+  EXPECT_EQ(decode_image(as_bytes(encode_png(noise)), "noise.png").rgb, noise.rgb);
+}
+
 TEST(PnmTest, ReadsItsKinds) {
   const auto pixels = [](const std::string& text) { return decode_image(as_bytes(text), "x").rgb; };
   const std::vector<uint8_t> expected = {0, 0, 0, 255, 255, 255};
