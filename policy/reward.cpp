@@ -52,6 +52,7 @@ void RewardConfig::validate() const {
   require(conv_width >= 1 && conv_width <= 1024, "conv_width", "in [1, 1024]", conv_width);
   require(frechet_share == "leave_one_out" || frechet_share == "running" || frechet_share == "batch",
           "frechet_share", "leave_one_out, running or batch", frechet_share);
+  require(!frechet_taps.empty(), "frechet_taps", "a list of at least one tap", "none");
   require(frechet_memory >= 0, "frechet_memory", ">= 0", frechet_memory);
   require(frechet_images >= 2, "frechet_images", ">= 2", frechet_images);
   require(score_batch >= 8 && score_batch % 8 == 0, "score_batch", "a multiple of 8, at least 8",

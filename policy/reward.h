@@ -92,6 +92,7 @@ struct RewardConfig {
   std::vector<std::string> taps = {};
   int64_t mapping_width = 512;
   int64_t conv_width = 32;
+  std::vector<std::string> frechet_taps = {"pool"};
   std::string frechet_share = "leave_one_out";
   int64_t frechet_images = 10000;
   int64_t frechet_memory = 5000;
@@ -116,6 +117,10 @@ struct RewardConfig {
         field("mapping_width", &C::mapping_width, "projected, features: width of the class embedding, >= 1"),
         field("conv_width", &C::conv_width,
               "conv: channels of the first layer, doubled per halving up to 4 times, >= 1"),
+        field(
+            "frechet_taps", &C::frechet_taps,
+            "frechet: taps of the features network that are compared, spatial ones averaged over a 2x2 grid; "
+            "several are brought to the same total variance of the real images"),
         field("frechet_share", &C::frechet_share,
               "leave_one_out: what each image takes off the batch's distance; running: what more of its like "
               "would take off the distance of the last frechet_memory images; batch: minus the distance, for "

@@ -1,24 +1,42 @@
 // Rewards without training: the classifier's confidence, and the metric itself.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_eigh.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/maximum.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/softmax.h>
 
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 #include <optional>
 
 #include "policy/reward_kinds.h"
 
 namespace adanat {
 namespace {
+
+// Several taps of a network over a batch of any size, side by side: (B, D), spatial ones averaged over 2x2.
+at::Tensor joined_taps(FeatureNet& net, const std::vector<std::string>& taps, const at::Tensor& images,
+                       int64_t at_once) {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> parts;
+  for (int64_t begin = 0; begin < images.size(0); begin += at_once) {
+    std::vector<at::Tensor> values =
+        net.forward(images.narrow(0, begin, std::min(at_once, images.size(0) - begin)), taps);
+    for (at::Tensor& value : values)
+      if (value.dim() == 4) value = at::adaptive_avg_pool2d(value, {2, 2}).flatten(1);
+    parts.push_back(at::cat(values, 1));
+  }
+  return at::cat(parts);
+}
 
 // One tap of a network over a batch of any size.
 at::Tensor tap_of(FeatureNet& net, const std::string& tap, const at::Tensor& images, int64_t at_once) {
@@ -80,13 +98,17 @@ GaussianStats blended(const std::optional<GaussianStats>& before, const Gaussian
 class FrechetReward : public Reward {
  public:
   FrechetReward(const RewardConfig& config, const RewardContext& context, std::shared_ptr<FeatureNet> net)
-      : share_(config.frechet_share),
+      : taps_(config.frechet_taps),
+        share_(config.frechet_share),
         wanted_(config.frechet_images),
         at_once_(config.score_batch),
         memory_(config.frechet_memory),
         context_(context),
         net_(std::move(net)) {
-    require_tap(*net_, name(), "pool");
+    for (const std::string& tap : taps_) require_tap(*net_, name(), tap);
+    const at::Tensor blank = at::full({1, 3, context_.image_size, context_.image_size}, 0.5,
+                                      at::TensorOptions(at::kFloat).device(context_.device));
+    for (const std::string& tap : taps_) widths_.push_back(joined_taps(*net_, {tap}, blank, 1).size(1));
   }
   std::string name() const override { return "frechet"; }
 
@@ -95,10 +117,10 @@ class FrechetReward : public Reward {
   void observe_real(const at::Tensor& images) override {
     const int64_t rows = std::min(wants_real(), images.size(0));
     if (rows < 1) return;
-    const at::Tensor features = tap_of(*net_, "pool", images.narrow(0, 0, rows), at_once_);
+    const at::Tensor features = joined_taps(*net_, taps_, images.narrow(0, 0, rows), at_once_);
     if (!seen_) seen_.emplace(features.size(1));
     seen_->add(features);
-    if (seen_->count() >= wanted_) real_ = seen_->stats();
+    if (seen_->count() >= wanted_) compare_with(seen_->stats());
   }
 
   at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
@@ -109,9 +131,9 @@ class FrechetReward : public Reward {
     if (!real_) {
       if (!seen_ || seen_->count() < 2)
         throw RunError("reward frechet: scores before it has seen real images; give it some (observe_real)");
-      real_ = seen_->stats();  // the data held fewer images than wanted
+      compare_with(seen_->stats());  // the data held fewer images than wanted
     }
-    const at::Tensor features = tap_of(*net_, "pool", images, at_once_);
+    const at::Tensor features = joined_taps(*net_, taps_, images, at_once_).cpu().to(at::kDouble) * scale_;
     at::Tensor scores;
     if (share_ == "batch" || share_ == "running") {
       GaussianAccumulator batch(features.size(1));
@@ -129,7 +151,7 @@ class FrechetReward : public Reward {
   }
 
   void save(TensorMap& out, const std::string& prefix) const override {
-    std::optional<GaussianStats> real = real_;
+    std::optional<GaussianStats> real = measured_;
     if (!real && seen_ && seen_->count() >= 2) real = seen_->stats();
     out[prefix + "real_count"] = at::scalar_tensor(real ? real->count : 0, at::kLong);
     if (!real) return;
@@ -164,7 +186,14 @@ class FrechetReward : public Reward {
       return stats;
     };
     seen_.reset();
-    real_ = take_stats("real");
+    measured_.reset();
+    if (const auto real = take_stats("real")) {
+      const int64_t wanted = std::accumulate(widths_.begin(), widths_.end(), int64_t{0});
+      if (real->mean.size(0) != wanted)
+        throw InputError(
+            cat(where, ": ", prefix, "real_mean has ", real->mean.size(0), " features, the taps ", wanted));
+      compare_with(*real);
+    }
     made_ = real_ && share_ == "running" ? take_stats("made") : std::nullopt;
     if (made_ && made_->mean.size(0) != real_->mean.size(0))
       throw InputError(cat(where, ": ", prefix, "made_mean has ", made_->mean.size(0),
@@ -172,12 +201,28 @@ class FrechetReward : public Reward {
   }
 
  private:
+  void compare_with(const GaussianStats& measured) {
+    measured_ = measured;
+    scale_ = at::ones({measured.mean.size(0)}, at::kDouble);
+    int64_t begin = 0;
+    for (const int64_t width : widths_) {
+      const double variance = measured.covariance.diagonal().narrow(0, begin, width).sum().item<double>();
+      if (widths_.size() > 1 && variance > 0) scale_.narrow(0, begin, width).fill_(1 / std::sqrt(variance));
+      begin += width;
+    }
+    real_ = {measured.count, measured.mean * scale_, measured.covariance * scale_.unsqueeze(1) * scale_};
+  }
+
+  std::vector<std::string> taps_;
+  std::vector<int64_t> widths_;  // of the taps
   std::string share_;
   int64_t wanted_, at_once_, memory_;
   RewardContext context_;
   std::shared_ptr<FeatureNet> net_;
   std::optional<GaussianAccumulator> seen_;
-  std::optional<GaussianStats> real_, made_;  // made_: of the images scored so far (running)
+  at::Tensor scale_;                          // (D) f64, of each feature
+  std::optional<GaussianStats> measured_;     // of the real images, as the network gives them
+  std::optional<GaussianStats> real_, made_;  // scaled; made_: of the images scored so far (running)
 };
 
 }  // namespace

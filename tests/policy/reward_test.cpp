@@ -418,6 +418,43 @@ TEST_F(RewardTest, RunningFrechetRemembersWhatWasMade) {
   EXPECT_CLOSE(forgets->score(images, classes), fresh->score(images, classes), 1e-4);
 }
 
+TEST_F(RewardTest, FrechetOfSeveralTaps) {
+  config_.frechet_images = 150;
+  const at::Tensor seen = real_batch(150).images;
+  TensorMap pool_only;
+  {
+    const auto reward = make({"frechet"});
+    reward->observe_real(seen);
+    reward->save(pool_only, "r.");
+  }
+  config_.frechet_taps = {"pool", "stage1"};
+  const auto reward = make({"frechet"});
+  EXPECT_NE(message_of([&] { reward->load(pool_only, "r.", "here"); }).find("here: r.real_mean has"),
+            std::string::npos);
+  reward->observe_real(seen);
+  const Batch real = real_batch(28), fake = noise_batch(4);
+  const at::Tensor images = at::cat({real.images, fake.images}),
+                   classes = at::cat({real.classes, fake.classes});
+  const at::Tensor scores = reward->score(images, classes);
+  EXPECT_GT(scores.narrow(0, 0, 28).median().item<double>(), scores.narrow(0, 28, 4).max().item<double>());
+  // Each tap has the real images' total variance 1, so another order of the same taps changes rounding only.
+  config_.frechet_taps = {"stage1", "pool"};
+  const auto turned = make({"frechet"});
+  turned->observe_real(seen);
+  EXPECT_CLOSE(turned->score(images, classes), scores, 1e-4);
+  TensorMap saved;
+  reward->save(saved, "r.");
+  config_.frechet_taps = {"pool", "stage1"};
+  const auto again = make({"frechet"});
+  again->load(saved, "r.", "here");
+  EXPECT_CLOSE(again->score(images, classes), scores, 0);
+
+  config_.frechet_taps = {"pool", "stage9"};
+  EXPECT_NE(message_of([&] { make({"frechet"}); }).find("stage9"), std::string::npos);
+  config_.frechet_taps = {};
+  EXPECT_NE(message_of([&] { make({"frechet"}); }).find("frechet_taps"), std::string::npos);
+}
+
 TEST_F(RewardTest, FrechetRanksWhatIsLikeTheRealImages) {
   config_.frechet_images = 150;
   const auto reward = make({"frechet"});
