@@ -500,6 +500,26 @@ TEST_F(Convert, WritesTheFolderWholeOrNotAtAll) {
   EXPECT_EQ(read_file(o.out / "config.json"), before);
 }
 
+TEST_F(Convert, HostileAndDamagedFilesAreRefusedInEveryRole) {
+  size_t files = 0;
+  for (const auto& entry : fs::directory_iterator(testing::golden_dir() / "checkpoints")) {
+    if (entry.path().extension() != ".pth") continue;
+    ++files;
+    const std::string name = entry.path().filename().string();
+    ConvertOptions o = options();
+    o.generator = entry.path();
+    expect_error(o, {name.c_str()});
+    o = options();
+    o.tokenizer = entry.path();
+    expect_error(o, {name.c_str()});
+    o = options();
+    o.policies = {{entry.path(), 4}}, o.policy_residual = false;
+    expect_error(o, {name.c_str()});
+    EXPECT_FALSE(fs::exists("pwned"));
+  }
+  EXPECT_GE(files, 25u);
+}
+
 // One element that stands for terabytes: refused before memory is taken.
 TEST_F(Convert, HugeTensorsFromLittleFilesAreRefused) {
   ConvertOptions o = options();
