@@ -10,13 +10,16 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/nn/undrawn.h"
+
 namespace adanat::vqgan {
 
 ConvImpl::ConvImpl(int64_t in, int64_t out, int64_t kernel, bool with_bias, int64_t stride, int64_t padding)
     : stride_(stride), padding_(padding < 0 ? kernel / 2 : padding) {
   const double bound = 1.0 / std::sqrt(double(in * kernel * kernel));
-  weight = register_parameter("weight", at::empty({out, in, kernel, kernel}).uniform_(-bound, bound));
-  if (with_bias) bias = register_parameter("bias", at::empty({out}).uniform_(-bound, bound));
+  const auto drawn = [&](at::Tensor x) { return UndrawnWeights::active() ? x : x.uniform_(-bound, bound); };
+  weight = register_parameter("weight", drawn(at::empty({out, in, kernel, kernel})));
+  if (with_bias) bias = register_parameter("bias", drawn(at::empty({out})));
 }
 
 at::Tensor ConvImpl::forward(const at::Tensor& x) const {

@@ -15,6 +15,7 @@
 #include "core/nn/module_state.h"
 #include "kernels/nearest_code.h"
 #include "tokenizer/shapes.h"
+#include "tokenizer/tokenizer_file.h"
 
 namespace adanat {
 
@@ -205,7 +206,12 @@ void TokenizerImpl::prepare_for_inference() {
 void save_tokenizer(const std::filesystem::path& path, const TokenizerImpl& tokenizer, at::ScalarType dtype) {
   TensorMap tensors = module_state(tokenizer);
   for (auto& [name, tensor] : tensors) tensor = tensor.to(dtype);
-  write_tensors(path, tensors, {{"config", config_to_json(tokenizer.config()).dump()}, {"format", "1"}});
+  write_tokenizer(path, tokenizer.config(), tensors);
+}
+
+void write_tokenizer(const std::filesystem::path& path, const TokenizerConfig& config,
+                     const TensorMap& tensors) {
+  write_tensors(path, tensors, {{"config", config_to_json(config).dump()}, {"format", "1"}});
 }
 
 Tokenizer load_tokenizer(const std::filesystem::path& path) {

@@ -33,6 +33,7 @@ int run(int argc, char** argv) {
   adanat::add_tokenize(app);
   adanat::add_eval(app);
   adanat::add_search(app);
+  adanat::add_convert(app);
   adanat::add_info(app);
   adanat::check_values(app);
   // Paths and names end up in JSON, which knows nothing else.

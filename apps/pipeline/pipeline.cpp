@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 
 #include <cmath>
@@ -9,6 +10,7 @@
 #include "core/base/log.h"
 #include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
+#include "core/nn/undrawn.h"
 #include "policy/policy_schedule.h"
 #include "tokenizer/shapes.h"
 
@@ -19,16 +21,24 @@ namespace {
 
 // The sizes are compared before `Module` is built: what config.json asks for, a file of that size must stand
 // behind.
+// The weights go from the mapped file to where they are used, once: none is drawn, and none is held in
+// float32 on its way to another type or device.
 template <class Module, class PartConfig>
-Module load_part(const SafetensorsFile& file, const PartConfig& config, const ShapeMap& shapes) {
+Module load_part(const SafetensorsFile& file, const PartConfig& config, const ShapeMap& shapes,
+                 at::Device device, at::ScalarType dtype) {
   check_shapes(file, shapes);
   TensorMap tensors;
   for (const TensorEntry& entry : file.entries()) tensors.emplace(entry.name, read_tensor(file, entry));
   check_finite(tensors, file.path().string());
   const at::NoGradGuard no_grad;
+  const UndrawnWeights undrawn;
   Module module(config);
+  for (auto& parameter : module->parameters()) {
+    parameter.set_requires_grad(false);
+    if (parameter.device() != device || parameter.scalar_type() != dtype)
+      parameter.set_data(at::empty(parameter.sizes(), at::TensorOptions().device(device).dtype(dtype)));
+  }
   load_module_state(*module, tensors, file.path().string());
-  for (auto& parameter : module->parameters()) parameter.set_requires_grad(false);
   module->eval();
   return module;
 }
@@ -37,9 +47,9 @@ Module load_part(const SafetensorsFile& file, const PartConfig& config, const Sh
 
 Tokenizer open_tokenizer(const fs::path& folder, const ModelConfig& config, at::Device device) {
   if (!config.tokenizer) throw InputError(cat(folder.string(), ": holds no tokenizer"));
-  Tokenizer tokenizer = load_part<Tokenizer>(open_part(folder, config, "tokenizer.safetensors"),
-                                             *config.tokenizer, tokenizer_shapes(*config.tokenizer));
-  tokenizer->to(device);
+  Tokenizer tokenizer =
+      load_part<Tokenizer>(open_part(folder, config, "tokenizer.safetensors"), *config.tokenizer,
+                           tokenizer_shapes(*config.tokenizer), device, at::kFloat);
   tokenizer->prepare_for_inference();
   return tokenizer;
 }
@@ -48,10 +58,8 @@ Generator open_generator(const fs::path& folder, const ModelConfig& config, at::
                          at::ScalarType dtype) {
   if (!config.generator)
     throw InputError(cat(folder.string(), ": holds no generator; train one with `adanat train generator`"));
-  Generator generator = load_part<Generator>(open_part(folder, config, "generator.safetensors"),
-                                             *config.generator, generator_shapes(*config.generator));
-  generator->to(device, dtype);
-  return generator;
+  return load_part<Generator>(open_part(folder, config, "generator.safetensors"), *config.generator,
+                              generator_shapes(*config.generator), device, dtype);
 }
 
 Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarType dtype) {

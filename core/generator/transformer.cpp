@@ -3,12 +3,15 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dropout.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/zeros.h>
 #include <torch/nn/init.h>
+
+#include "core/nn/undrawn.h"
 
 namespace adanat {
 namespace nn = torch::nn;
@@ -39,6 +42,13 @@ nn::LayerNorm layer_norm(int64_t width, double eps) {
 // Normal draws outside two standard deviations of the *unit* scale (-2..2, as timm does it) practically never
 // occur at std 0.02, so the plain normal law is the same law.
 nn::Linear linear(int64_t in, int64_t out, bool bias = true) {
+  if (UndrawnWeights::active()) {
+    nn::Linear layer(nn::LinearOptions(1, 1).bias(bias));  // draws what it is made with
+    layer->options.in_features(in).out_features(out);
+    layer->weight.set_data(at::empty({out, in}));
+    if (bias) layer->bias.set_data(at::empty({out}));
+    return layer;
+  }
   nn::Linear layer(nn::LinearOptions(in, out).bias(bias));
   nn::init::normal_(layer->weight, 0, kInitStd);
   if (bias) nn::init::zeros_(layer->bias);
@@ -46,6 +56,8 @@ nn::Linear linear(int64_t in, int64_t out, bool bias = true) {
 }
 
 nn::Embedding embedding(int64_t rows, int64_t width) {
+  if (UndrawnWeights::active())
+    return nn::Embedding(nn::EmbeddingOptions(rows, width)._weight(at::empty({rows, width})));
   nn::Embedding layer(rows, width);
   nn::init::normal_(layer->weight, 0, kInitStd);
   return layer;
