@@ -10,6 +10,7 @@ namespace adanat {
 
 // Each adds its subcommand with flags, help and callback. Callbacks throw Error for anything that goes wrong.
 void add_generate(CLI::App& app);
+void add_edit(CLI::App& app);
 void add_train(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_eval(CLI::App& app);

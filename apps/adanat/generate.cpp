@@ -1,4 +1,6 @@
 // adanat generate: images from a model folder (spec/cli.md, generate).
+#include "apps/adanat/generate.h"
+
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 
@@ -6,8 +8,6 @@
 #include <filesystem>
 #include <future>
 
-#include "apps/adanat/cli.h"
-#include "apps/adanat/table_flags.h"
 #include "apps/pipeline/pipeline.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
@@ -19,14 +19,6 @@
 namespace adanat {
 namespace fs = std::filesystem;
 namespace {
-
-struct GenerateOptions {
-  std::string model, output, classes, schedule, policy, grid, save_tokens, trace, preview;
-  int64_t count = 1, steps = 0, seed = 42, first_index = 0, batch_size = 16;
-  TableFlags table;
-  bool json = false, has_steps = false;
-  ComputeOptions compute;
-};
 
 // Where images go: one grid, or one file per image.
 class Output {
@@ -132,7 +124,7 @@ std::string class_name(const ModelConfig& config, int64_t id) {
 // The text chunk "parameters": what sd tools read, then the same as JSON.
 TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& options,
                             const TableOptions& table, const Schedule& schedule, int64_t index,
-                            const std::vector<int64_t>& classes) {
+                            const std::vector<int64_t>& classes, const GenerateJob& job) {
   const ModelConfig& config = pipeline.config();
   std::string label;
   if (classes.size() == 1)
@@ -161,11 +153,13 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
   j["index"] = index;
   j["size"] = config.image_size;
   j["version"] = ADANAT_VERSION;
+  job.describe(j);
   const std::string guidance = tabled ? cat("CFG scale: ", table.guidance, ", ") : "";
+  const std::string summary = job.summary().empty() ? "" : ", " + job.summary();
   const std::string line =
       cat(label, "\nSteps: ", schedule.steps(), ", Sampler: ", schedule.name(), ", ", guidance,
           "Seed: ", options.seed, ", Size: ", config.image_size, "x", config.image_size,
-          ", Model hash: ", pipeline.model_hash().substr(0, 10), ", Model: ", config.name,
+          ", Model hash: ", pipeline.model_hash().substr(0, 10), ", Model: ", config.name, summary,
           ", Version: adanat ", ADANAT_VERSION, "\n", j.dump());
   return {{"parameters", line}};
 }
@@ -235,21 +229,24 @@ void check_options(const GenerateOptions& o) {
 }
 
 void write_previews(Pipeline& pipeline, const TokensObserver& steps, const std::string& folder,
-                    int64_t first_index) {
+                    const BatchRequest& request, const GenerateJob& job) {
   const at::Tensor proposals = steps.proposals();
   for (int64_t t = 0; t < proposals.size(0); ++t) {
     check_interrupt();
     const at::Tensor images = pipeline.decode(proposals[t]);
+    job.finish(images, request);
     for (int64_t b = 0; b < images.size(0); ++b) {
       char name[64];
-      std::snprintf(name, sizeof name, "%05lld-step%02lld.png", static_cast<long long>(first_index + b),
-                    static_cast<long long>(t + 1));
+      std::snprintf(name, sizeof name, "%05lld-step%02lld.png",
+                    static_cast<long long>(request.first_index + b), static_cast<long long>(t + 1));
       write_png(fs::path(folder) / name, to_image(images[b]));
     }
   }
 }
 
-void run_generate(const GenerateOptions& o) {
+}  // namespace
+
+void run_generate(const GenerateOptions& o, GenerateJob& job) {
   install_interrupt_handlers();
   check_options(o);
   const double began = monotonic_seconds();
@@ -266,12 +263,13 @@ void run_generate(const GenerateOptions& o) {
                            " images of ", config.image_size, " pixels is over the ", kMaxImageSide,
                            "-pixel limit; give DIR/ instead"));
   std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
+  job.prepare(pipeline);
   TraceFile trace_file(o.trace, schedule->steps());
   const double loaded = monotonic_seconds();
 
   // What is finished, batch after batch. A signal ends the work between two steps; what is finished by then
   // is written as if no more had been asked for.
-  Progress progress("generate", o.count, "images");
+  Progress progress(job.verb(), o.count, "images");
   std::vector<at::Tensor> grid_images, all_tokens, all_steps;
   std::vector<std::string> files;
   std::future<void> writing;  // the files of the last batch, while the next one is made
@@ -281,7 +279,8 @@ void run_generate(const GenerateOptions& o) {
     while (done < o.count) {
       check_interrupt();
       const int64_t size = std::min(o.batch_size, o.count - done), first = o.first_index + done;
-      const BatchRequest request{{classes.begin() + done, classes.begin() + done + size}, o.seed, first};
+      BatchRequest request{{classes.begin() + done, classes.begin() + done + size}, o.seed, first};
+      request.start = job.start(request);
       TraceObserver trace(pipeline.generator().mask_id());
       TokensObserver steps;
       InterruptObserver interrupt;
@@ -289,6 +288,7 @@ void run_generate(const GenerateOptions& o) {
       if (!o.trace.empty()) observers.push_back(&trace);
       if (!o.save_tokens.empty() || !o.preview.empty()) observers.push_back(&steps);
       const BatchResult made = pipeline.generate(request, *schedule, observers);
+      job.finish(made.images, request);
       if (writing.valid()) writing.get();
       if (!o.trace.empty()) trace_file.add(trace, first, request.classes);
       if (!o.save_tokens.empty()) all_tokens.push_back(made.tokens), all_steps.push_back(steps.tokens());
@@ -300,11 +300,11 @@ void run_generate(const GenerateOptions& o) {
           for (int64_t i = 0; i < images.size(0); ++i)
             write_png(output.file(begin + i), to_image(images[i]),
                       parameters_chunk(pipeline, o, table, *schedule, request.first_index + i,
-                                       {request.classes[size_t(i)]}));
+                                       {request.classes[size_t(i)]}, job));
         });
       }
       done += size;
-      if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, first);
+      if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, request, job);
       progress.update(done);
     }
   } catch (const Interrupted& signal) {
@@ -315,7 +315,7 @@ void run_generate(const GenerateOptions& o) {
   if (output.single() && done > 0) {
     files.push_back(o.output);
     write_png(o.output, make_grid(at::cat(grid_images), output.rows(), output.columns()),
-              parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes));
+              parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes, job));
   }
   if (done > 0) trace_file.write();
   if (!o.save_tokens.empty() && done > 0)
@@ -332,6 +332,7 @@ void run_generate(const GenerateOptions& o) {
     j["schedule"] = schedule->name();
     j["seed"] = o.seed;
     j["first_index"] = o.first_index;
+    job.describe(j);
     j["seconds"] = {{"load", loaded - began}, {"generate", ended - loaded}};
     std::printf("%s\n", j.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   }
@@ -346,41 +347,43 @@ void run_generate(const GenerateOptions& o) {
              o.output));
 }
 
-}  // namespace
+void GenerateOptions::add_to(CLI::App& command, const std::string& class_help) {
+  command.add_option("-m,--model", model, "model folder")->required();
+  command.add_option("-o,--output", output, "FILE.png (one grid), DIR/ or DIR/%05d.png")->required();
+  command.add_option("-n,--count", count, "images in all")->capture_default_str();
+  command.add_option("-c,--class", classes, "NAME or ID, or a list with commas; " + class_help);
+  command.add_option("--steps", steps, "generation steps; default: the model's")
+      ->each([this](const std::string&) { has_steps = true; });
+  command.add_option(
+      "--schedule", schedule,
+      "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
+      "policy, else cosine");
+  command.add_option("--policy", policy, "policy file for --schedule adaptive; default: the model's");
+  table.add_to(command);
+  command.add_option("-s,--seed", seed, "seed; with an index it fixes an image")->capture_default_str();
+  command.add_option("--first-index", first_index, "index of the first image")->capture_default_str();
+  command.add_option("-b,--batch-size", batch_size, "images made together")->capture_default_str();
+  command.add_option("--grid", grid, "ROWSxCOLUMNS of FILE.png");
+  command.add_option("--save-tokens", save_tokens,
+                     "FILE.safetensors with the tokens of all images and steps");
+  command.add_option("--trace", trace, "FILE.json with the decisions of every step");
+  command.add_option("--preview", preview, "DIR for the image after every step");
+  command.add_flag("--json", json, "a summary as JSON on stdout");
+  compute.add_to(command);
+}
 
 void add_generate(CLI::App& app) {
   auto* command = app.add_subcommand("generate", "images from a model folder");
   auto o = std::make_shared<GenerateOptions>();
-  command->add_option("-m,--model", o->model, "model folder")->required();
-  command->add_option("-o,--output", o->output, "FILE.png (one grid), DIR/ or DIR/%05d.png")->required();
-  command->add_option("-n,--count", o->count, "images in all")->capture_default_str();
-  command->add_option("-c,--class", o->classes,
-                      "NAME or ID, or a list with commas; default: all classes in turn");
-  command->add_option("--steps", o->steps, "generation steps; default: the model's");
-  command->add_option(
-      "--schedule", o->schedule,
-      "adaptive, cosine, linear, autonat, halton or FILE.json; default: adaptive where the model has a "
-      "policy, else cosine");
-  command->add_option("--policy", o->policy, "policy file for --schedule adaptive; default: the model's");
-  o->table.add_to(*command);
-  command->add_option("-s,--seed", o->seed, "seed; with an index it fixes an image")->capture_default_str();
-  command->add_option("--first-index", o->first_index, "index of the first image")->capture_default_str();
-  command->add_option("-b,--batch-size", o->batch_size, "images made together")->capture_default_str();
-  command->add_option("--grid", o->grid, "ROWSxCOLUMNS of FILE.png");
-  command->add_option("--save-tokens", o->save_tokens,
-                      "FILE.safetensors with the tokens of all images and steps");
-  command->add_option("--trace", o->trace, "FILE.json with the decisions of every step");
-  command->add_option("--preview", o->preview, "DIR for the image after every step");
-  command->add_flag("--json", o->json, "a summary as JSON on stdout");
-  o->compute.add_to(*command);
+  o->add_to(*command, "default: all classes in turn");
   command->footer(
       "Examples:\n"
       "  adanat generate -m models/signs -o signs.png -n 43\n"
       "  adanat generate -m models/signs -o out/ -n 100 -c 14,stop --steps 4 -s 7\n"
       "  adanat generate -m models/signs -o x.png -c 1 --schedule linear --guidance 2 --trace x.json");
-  command->callback([o, command] {
-    o->has_steps = command->count("--steps") > 0;
-    run_generate(*o);
+  command->callback([o] {
+    GenerateJob plain;
+    run_generate(*o, plain);
   });
 }
 

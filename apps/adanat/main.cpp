@@ -29,6 +29,7 @@ int run(int argc, char** argv) {
   app.footer("Try: adanat generate -m models/signs -o signs.png -n 43");
   app.require_subcommand(1);
   adanat::add_generate(app);
+  adanat::add_edit(app);
   adanat::add_train(app);
   adanat::add_tokenize(app);
   adanat::add_eval(app);

@@ -9,9 +9,12 @@
 #include "core/base/log.h"
 #include "core/features/classifier_recipe.h"
 #include "core/features/feature_net.h"
+#include "core/generator/generator_init.h"
 #include "core/generator/generator_recipe.h"
+#include "core/generator/shapes.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/device.h"
+#include "core/nn/module_state.h"
 #include "core/train/trainer.h"
 #include "policy/policy_recipe.h"
 #include "tokenizer/tokenizer_recipe.h"
@@ -53,10 +56,14 @@ Json load_config(const TrainOptions& o) {
 }
 
 template <Config C>
-C parse_config(const TrainOptions& o) {
-  C config = config_from_json<C>(load_config(o), o.config.empty() ? "the command line" : o.config);
+C parse_config(const TrainOptions& o, const Json& j) {
+  C config = config_from_json<C>(j, o.config.empty() ? "the command line" : o.config);
   if (config.data.empty()) throw InputError("--data: give the data to train on (or the config key \"data\")");
   return config;
+}
+template <Config C>
+C parse_config(const TrainOptions& o) {
+  return parse_config<C>(o, load_config(o));
 }
 
 Json run_info(const TrainOptions& o, at::Device device) {
@@ -165,11 +172,41 @@ SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults) {
   };
 }
 
+// What a generator's training starts from, with what must fit the run.
+std::optional<GeneratorInit> load_generator_init(const TrainOptions& o) {
+  if (o.init.empty()) return std::nullopt;
+  const ModelConfig given = read_model_config(o.init);
+  if (!given.generator) throw InputError(cat("--init ", o.init, ": holds no generator"));
+  const SafetensorsFile file = open_part(o.init, given, "generator.safetensors");
+  check_shapes(file, generator_shapes(*given.generator));
+  GeneratorInit init{"--init " + o.init, *given.generator, given.class_names, "", {}};
+  if (given.files.contains("tokenizer.safetensors"))
+    init.tokenizer_hash = given.files.at("tokenizer.safetensors");
+  for (const TensorEntry& entry : file.entries()) init.weights.emplace(entry.name, read_tensor(file, entry));
+  check_finite(init.weights, file.path().string());
+  return init;
+}
+
+// The config of a generator; the sizes that it does not say are those of --init.
+GeneratorTrainConfig parse_generator_config(const TrainOptions& o, const std::optional<GeneratorInit>& init) {
+  Json j = load_config(o);
+  Json& model = j["model"];
+  if (model.is_null()) model = Json::object();
+  if (init && model.is_object()) {
+    for (const auto& [key, size] : {std::pair{"width", init->config.width},
+                                    {"depth", init->config.depth},
+                                    {"heads", init->config.heads}})
+      if (!model.contains(key)) model[key] = size;
+  }
+  return parse_config<GeneratorTrainConfig>(o, j);
+}
+
 void train_generator(const TrainOptions& o) {
   const at::Device device = o.compute.apply();
   if (o.model.empty())
     throw InputError("-m: give the model folder with the tokenizer that made the token file");
-  const auto config = parse_config<GeneratorTrainConfig>(o);
+  const std::optional<GeneratorInit> init = load_generator_init(o);
+  const GeneratorTrainConfig config = parse_generator_config(o, init);
   const ModelConfig given = read_model_config(o.model);
   TokenFile tokens = read_token_file(config.data);
   const std::string hash =
@@ -181,7 +218,6 @@ void train_generator(const TrainOptions& o) {
   note(cat(config.data, ": ", tokens.tokens.size(0), " images of ", tokens.tokens.size(1), " tokens"));
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, given.image_size, tokens.class_names));
-  const auto init = load_init(o, "generator.safetensors");
   const auto recipe =
       make_generator_recipe(config, std::move(tokens), init ? &*init : nullptr, context,
                             sample_grid(open_tokenizer(o.model, given, device), given.sampling));

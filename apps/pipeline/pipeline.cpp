@@ -116,7 +116,13 @@ at::Tensor Pipeline::generate_tokens(const BatchRequest& request, const Schedule
   const auto count = int64_t(request.classes.size());
   const at::Tensor classes = at::tensor(request.classes, at::kLong);  // plain_start takes them to the device
   const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong);
-  const SamplerStart start = plain_start(*generator_, classes, request.seed, index);
+  SamplerStart start = plain_start(*generator_, classes, request.seed, index);
+  if (request.start.defined()) {
+    TORCH_CHECK(request.start.sizes() == start.tokens.sizes(), "generate: the start must be ",
+                start.tokens.sizes(), ", got ", request.start.sizes());
+    start.plain = (request.start == generator_->mask_id()).all().item<bool>();
+    start.tokens = request.start.to(start.tokens.device());
+  }
   try {
     return sample(*generator_, start, schedule, observers);
   } catch (const RunError& e) {
@@ -133,6 +139,11 @@ BatchResult Pipeline::generate(const BatchRequest& request, const Schedule& sche
 at::Tensor Pipeline::decode_unit(const at::Tensor& tokens) {
   const at::NoGradGuard no_grad;
   return tokenizer_->decode(tokens.to(device_)).clamp(0, 1);
+}
+
+at::Tensor Pipeline::encode(const at::Tensor& images) {
+  const at::NoGradGuard no_grad;
+  return tokenizer_->encode(images.to(device_).to(at::kFloat) / 255).cpu();
 }
 
 at::Tensor Pipeline::decode(const at::Tensor& tokens) {

@@ -16,6 +16,7 @@ struct BatchRequest {
   std::vector<int64_t> classes;  // ids
   int64_t seed = 42;
   int64_t first_index = 0;  // image i of the batch is image first_index + i of the seed
+  at::Tensor start = {};    // (B, N) i64 on the CPU: known tokens, V = to be made; undefined = all to be made
 };
 
 struct BatchResult {
@@ -52,6 +53,8 @@ class Pipeline {
                              const std::vector<SamplerObserver*>& observers = {});
   // tokens -> (B, 3, S, S) f32 in [0, 1] on the device, not rounded to bytes.
   at::Tensor decode_unit(const at::Tensor& tokens);
+  // images (B, 3, S, S) u8, any device -> tokens (B, N) i64 on the CPU.
+  at::Tensor encode(const at::Tensor& images);
   // tokens (B, N) i64, any device -> (B, 3, S, S) u8 on the CPU.
   at::Tensor decode(const at::Tensor& tokens);
 

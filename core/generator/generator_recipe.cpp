@@ -11,6 +11,7 @@
 #include <ATen/ops/where.h>
 
 #include "core/data/data_order.h"
+#include "core/generator/generator_init.h"
 #include "core/generator/masking.h"
 #include "core/nn/module_state.h"
 #include "core/train/finite.h"
@@ -57,8 +58,8 @@ namespace {
 
 class GeneratorRecipe : public Recipe {
  public:
-  GeneratorRecipe(GeneratorTrainConfig config, TokenFile data, const TensorMap* init, RecipeContext context,
-                  SampleImages sample_images)
+  GeneratorRecipe(GeneratorTrainConfig config, TokenFile data, const GeneratorInit* init,
+                  RecipeContext context, SampleImages sample_images)
       : config_(std::move(config)),
         data_(std::move(data)),
         context_(std::move(context)),
@@ -82,7 +83,10 @@ class GeneratorRecipe : public Recipe {
     }
     at::manual_seed(context_.seed);  // every device: dropout draws where the weights are
     net_ = Generator(model);
-    if (init != nullptr) load_module_state(*net_, *init, "--init");
+    if (init != nullptr) {
+      load_module_state(*net_, initial_weights(*init, model, data_.class_names, data_.tokenizer_hash),
+                        init->where);
+    }
     net_->to(context_.device);
     net_->train();
     optimizer_ = std::make_unique<Optimizer>(named_parameters(*net_), config_.optimizer);
@@ -228,7 +232,7 @@ class GeneratorRecipe : public Recipe {
 }  // namespace
 
 std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, TokenFile data,
-                                              const TensorMap* init, RecipeContext context,
+                                              const GeneratorInit* init, RecipeContext context,
                                               SampleImages sample_images) {
   return std::make_unique<GeneratorRecipe>(std::move(config), std::move(data), init, std::move(context),
                                            std::move(sample_images));

@@ -12,6 +12,8 @@
 
 namespace adanat {
 
+struct GeneratorInit;
+
 struct GeneratorTrainConfig {
   GeneratorConfig model;
   LoopConfig loop;
@@ -66,10 +68,11 @@ at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, co
 // Pictures of what the generator makes with its averaged weights; wired up where a decoder is at hand.
 using SampleImages = std::function<std::vector<NamedImage>(GeneratorImpl& generator)>;
 
-// `init`: weights to start from (a generator.safetensors), or null. The token file supplies model.codes, grid
-// and classes. write_model() writes generator.safetensors and then calls context.finish_model.
+// `init`: weights to start from, or null (generator_init.h says what fits). The token file supplies
+// model.codes, grid and classes. write_model() writes generator.safetensors and then calls
+// context.finish_model.
 std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, TokenFile data,
-                                              const TensorMap* init, RecipeContext context,
+                                              const GeneratorInit* init, RecipeContext context,
                                               SampleImages sample_images);
 
 // generator.safetensors: the weights, with the config as metadata.

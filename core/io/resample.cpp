@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/base/error.h"
+#include "core/io/crop_geometry.h"
 
 namespace adanat {
 namespace {
@@ -220,9 +221,27 @@ std::vector<float> resize_bicubic_float(const Image& image, int width, int heigh
   return out;
 }
 
+CropGeometry adm_geometry(int width, int height, int size) {
+  if (width < 1 || height < 1 || size < 1)
+    throw RunError(cat("cannot crop an image of ", width, "x", height, " to the size ", size));
+  const int given_width = width, given_height = height;
+  while (std::min(width, height) >= 2 * static_cast<int64_t>(size)) width /= 2, height /= 2;
+  if (std::min(width, height) != size) {
+    const double scale = static_cast<double>(size) / std::min(width, height);
+    // nearbyint rounds half to even, as Python's round does.
+    const double wide = std::nearbyint(width * scale), high = std::nearbyint(height * scale);
+    // A sliver (1 x 16384) enlarged to the size could ask for any amount of memory.
+    if (wide * high > static_cast<double>(kMaxImagePixels))
+      throw InputError(cat("an image of ", given_width, "x", given_height,
+                           " is too long and narrow to be scaled to ", size));
+    width = static_cast<int>(wide), height = static_cast<int>(high);
+  }
+  return {width, height, (width - size) / 2, (height - size) / 2};
+}
+
 Image adm_center_crop(const Image& image, int size) {
   check(image);
-  if (size < 1) throw RunError(cat("cannot crop an image to the size ", size));
+  const CropGeometry to = adm_geometry(image.width, image.height, size);
   const Image* current = &image;
   Image resized;
   const auto take = [&](Image next) {
@@ -231,20 +250,10 @@ Image adm_center_crop(const Image& image, int size) {
   };
   while (std::min(current->width, current->height) >= 2 * static_cast<int64_t>(size))
     take(resample(*current, current->width / 2, current->height / 2, Filter::kBox));
-  if (std::min(current->width, current->height) != size) {
-    const double scale = static_cast<double>(size) / std::min(current->width, current->height);
-    // nearbyint rounds half to even, as Python's round does.
-    const double width = std::nearbyint(current->width * scale),
-                 height = std::nearbyint(current->height * scale);
-    // A sliver (1 x 16384) enlarged to the size could ask for any amount of memory.
-    if (width * height > static_cast<double>(kMaxImagePixels))
-      throw InputError(cat("an image of ", image.width, "x", image.height,
-                           " is too long and narrow to be scaled to ", size));
-    take(resample(*current, static_cast<int>(width), static_cast<int>(height), Filter::kBicubic));
-  }
-  if (current->width == size && current->height == size)
-    return current == &image ? image : std::move(resized);
-  return crop(*current, (current->width - size) / 2, (current->height - size) / 2, size, size);
+  if (current->width != to.width || current->height != to.height)
+    take(resample(*current, to.width, to.height, Filter::kBicubic));
+  if (to.width == size && to.height == size) return current == &image ? image : std::move(resized);
+  return crop(*current, to.left, to.top, size, size);
 }
 
 Image crop(const Image& image, int left, int top, int width, int height) {

@@ -204,6 +204,50 @@ TEST_F(Shapes, StopsOnSigtermAndResumesToTheSameBits) {
   EXPECT_NE(stopped.err.find("stopped by signal 15"), std::string::npos) << stopped.err;
 }
 
+// Other classes from a trained model: one is known by its name, one is new. The first update has a learning
+// rate of 0, so the model written after it is what training starts from.
+TEST_F(Shapes, FineTunesWithOtherClasses) {
+  fs::create_directories(path("fewer"));
+  fs::copy(path("shapes/square"), path("fewer/square"), fs::copy_options::recursive);
+  fs::copy(path("shapes/disc"), path("fewer/coin"), fs::copy_options::recursive);
+  expect_ok("tokenize encode --quiet -m " + model() + " --data " + path("fewer") + " -o " +
+            path("fewer.safetensors"));
+  const std::string train = "train generator --data " + path("fewer.safetensors") + " -m " + model() +
+                            " --init " + model() + " --dtype float32 --set batch_size=16 --set loop.steps=1 ";
+  const auto tuned = adanat_run(*dir_, train + "--out " + path("tuned"));
+  ASSERT_EQ(tuned.status, 0) << tuned.err;
+  EXPECT_NE(tuned.err.find("1 of 2 classes keep what it knows of them, 1 are new: coin"), std::string::npos)
+      << tuned.err;
+  const Json config = read_json_file(path("tuned/model/config.json"));
+  EXPECT_EQ(config["class_names"], Json::parse(R"(["coin","square"])"));
+  EXPECT_EQ(config["generator"]["width"], 32);  // no --set model.width: it comes from --init
+  EXPECT_EQ(config["generator"]["heads"], 2);
+  const TensorMap before = read_tensors(model() + "/generator.safetensors"),
+                  after = read_tensors(path("tuned/model/generator.safetensors"));
+  const std::string key = "context_embed.word_embeddings.weight";
+  ASSERT_EQ(after.at(key).size(0), 3);
+  EXPECT_TRUE(at::equal(after.at(key)[1], before.at(key)[1]));  // square
+  EXPECT_TRUE(at::equal(after.at(key)[2], before.at(key)[3]));  // the empty condition
+  for (const auto& [name, tensor] : before)
+    EXPECT_TRUE(name == key || at::equal(tensor, after.at(name))) << name;
+  expect_ok("generate --quiet --steps 2 -m " + path("tuned/model") + " -c coin,square -n 2 -o " +
+            path("tuned.png"));
+
+  const auto expect = [&](const std::string& arguments, const std::string& part) {
+    EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, arguments), 2, part)) << arguments;
+  };
+  expect(train + "--set model.width=64 --out " + path("no"),
+         "--init " + model() + ": its generator has width 32, this run wants 64");
+  expect(train + "--set model.heads=4 --out " + path("no"), "heads 2, this run wants 4");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + model() + " --init " +
+             path("tokenizer/model") + " --out " + path("no"),
+         "holds no generator");
+  expect("train generator --data " + path("tokens.safetensors") + " -m " + model() + " --init " +
+             (testing::source_dir() / "models/mnist").string() + " --set batch_size=16 --out " + path("no"),
+         "models/mnist: its generator has codes ");
+  EXPECT_FALSE(fs::exists(path("no")));
+}
+
 TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
   const std::string g = "generate -m " + model() + " -o " + path("x.png") + " ";
   const auto expect = [&](const std::string& arguments, const std::string& part) {

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/generator/generator_init.h"
 #include "core/train/trainer.h"
 #include "support/support.h"
 
@@ -137,15 +138,83 @@ TEST(GeneratorRecipe, EvaluationLeavesTrainingUntouched) {
   for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
 }
 
+// What a run of three steps came to, as another run may take it over.
+GeneratorInit trained_init() {
+  const auto recipe = make_generator_recipe(small_config(3), class_patterns(), nullptr, {}, {});
+  for (int64_t s = 0; s < 3; ++s) recipe->step(s);
+  GeneratorInit init;
+  init.where = "--init before";
+  init.config = small_config(3).model;
+  init.config.codes = 8, init.config.grid_height = init.config.grid_width = 3, init.config.classes = 4;
+  init.class_names = {"a", "b", "c", "d"};
+  for (const auto& [name, tensor] : state_of(*recipe))
+    if (name.rfind("model.", 0) == 0) init.weights[name.substr(6)] = tensor;
+  return init;
+}
+
 TEST(GeneratorRecipe, StartsFromGivenWeights) {
-  const auto first = make_generator_recipe(small_config(3), class_patterns(), nullptr, {}, {});
-  for (int64_t s = 0; s < 3; ++s) first->step(s);
-  TensorMap weights;
-  for (const auto& [name, tensor] : state_of(*first))
-    if (name.rfind("model.", 0) == 0) weights[name.substr(6)] = tensor;
-  const auto second = make_generator_recipe(small_config(3), class_patterns(), &weights, {}, {});
+  const GeneratorInit init = trained_init();
+  const auto second = make_generator_recipe(small_config(3), class_patterns(), &init, {}, {});
   const TensorMap b = state_of(*second);
-  for (const auto& [name, tensor] : weights) EXPECT_TRUE(at::equal(tensor, b.at("model." + name))) << name;
+  for (const auto& [name, tensor] : init.weights)
+    EXPECT_TRUE(at::equal(tensor, b.at("model." + name))) << name;
+}
+
+// Classes are known by their names: c and a keep their rows wherever they stand, the rest is as it was.
+TEST(GeneratorRecipe, StartsFromWeightsOfOtherClasses) {
+  const GeneratorInit init = trained_init();
+  TokenFile data = class_patterns();
+  data.class_names = {"new", "c", "other", "a", "more"};
+  data.classes = at::arange(64) % 5;
+  const auto recipe = make_generator_recipe(small_config(3), data, &init, {}, {});
+  const TensorMap b = state_of(*recipe);
+  const std::string key = "context_embed.word_embeddings.weight";
+  const at::Tensor old = init.weights.at(key), rows = b.at("model." + key);
+  ASSERT_EQ(rows.sizes(), (std::vector<int64_t>{6, 32}));
+  EXPECT_TRUE(at::equal(rows[1], old[2]));
+  EXPECT_TRUE(at::equal(rows[3], old[0]));
+  EXPECT_TRUE(at::equal(rows[5], old[4]));  // the empty condition
+  for (const int64_t fresh : {0, 2, 4}) EXPECT_CLOSE(rows[fresh], old.narrow(0, 0, 4).mean(0), 1e-6);
+  for (const auto& [name, tensor] : init.weights)
+    EXPECT_TRUE(name == key || at::equal(tensor, b.at("model." + name))) << name;
+  recipe->step(0);  // and it trains
+  EXPECT_EQ(init.weights.at(key).size(0), 5);
+}
+
+TEST(GeneratorRecipe, SaysWhatItCannotStartFrom) {
+  const GeneratorInit good = trained_init();
+  const auto error = [&](auto change) {
+    GeneratorInit init = good;
+    TokenFile data = class_patterns();
+    data.tokenizer_hash = init.tokenizer_hash = "0123456789abcdef";
+    change(init, data);
+    try {
+      make_generator_recipe(small_config(3), data, &init, {}, {});
+    } catch (const InputError& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(error([](auto&, auto&) {}), "no error");
+  EXPECT_EQ(
+      error([](auto& init, auto&) { init.config.width = 64; }),
+      "--init before: its generator has width 64, this run wants 32; leave it out of the config, --init "
+      "brings it");
+  const auto says = [&](auto change, const std::string& part) {
+    const std::string what = error(change);
+    EXPECT_NE(what.find(part), std::string::npos) << what;
+    EXPECT_EQ(what.find("--init before: "), 0u) << what;
+  };
+  says([](auto& init, auto&) { init.config.depth = 4; }, "depth 4, this run wants 2");
+  // Weights of other heads have the same shapes: only the config tells.
+  says([](auto& init, auto&) { init.config.heads = 4; }, "heads 4, this run wants 2");
+  says([](auto& init, auto&) { init.config.condition = "text"; }, "condition text, this run wants class");
+  says([](auto& init, auto&) { init.config.codes = 16; }, "codes 16, this run wants 8");
+  says([](auto& init, auto&) { init.config.grid_height = 4; }, "grid_height 4, this run wants 3");
+  says([](auto& init, auto&) { init.tokenizer_hash = "fedcba9876543210"; },
+       "of the tokenizer fedcba987654, the token file is of 0123456789ab");
+  says([](auto& init, auto&) { init.tokenizer_hash = ""; }, "(none in that folder)");
+  says([](auto& init, auto&) { init.weights.erase("norm.bias"); }, "lacks the tensors norm.bias");
 }
 
 TEST(GeneratorRecipe, RefusesMoreBatchThanData) {

@@ -6,38 +6,16 @@
 #include <fstream>
 
 #include "apps/pipeline/pipeline.h"
-#include "core/generator/generator_recipe.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/module_state.h"
+#include "pipeline/small_model.h"
 #include "support/support.h"
 
 namespace adanat {
 namespace {
 
 namespace fs = std::filesystem;
-
-void write_small_model(const fs::path& folder) {
-  fs::create_directories(folder);
-  TokenizerConfig tokenizer_config;
-  tokenizer_config.image_size = 16, tokenizer_config.channels = 8,
-  tokenizer_config.channel_multipliers = {1, 1, 1};
-  tokenizer_config.residual_blocks = 1, tokenizer_config.latent_channels = 4, tokenizer_config.codes = 32;
-  Tokenizer tokenizer(tokenizer_config);
-  save_tokenizer(folder / "tokenizer.safetensors", *tokenizer);
-  const GeneratorConfig config{.width = 32,
-                               .depth = 2,
-                               .heads = 2,
-                               .codes = 32,
-                               .grid_height = 4,
-                               .grid_width = 4,
-                               .condition = "class",
-                               .classes = 3};
-  Generator generator(config);
-  write_generator(folder / "generator.safetensors", config, module_state(*generator));
-  ModelConfig model;
-  model.name = "small", model.image_size = 16, model.class_names = {"cat", "dog", "fox"};
-  write_model_config(folder, model);
-}
+using testing::write_small_model;
 
 TEST(ModelFolder, RoundTripsAndVerifies) {
   const testing::TempDir dir;
