@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "core/base/log.h"
+#include "core/generator/inference.h"
 #include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
 #include "policy/policy_schedule.h"
@@ -50,7 +51,7 @@ Generator open_generator(const fs::path& folder, const ModelConfig& config, at::
     throw InputError(cat(folder.string(), ": holds no generator; train one with `adanat train generator`"));
   Generator generator = load_part<Generator>(open_part(folder, config, "generator.safetensors"),
                                              *config.generator, generator_shapes(*config.generator));
-  generator->to(device, dtype);
+  prepare_generator(*generator, device, dtype);
   return generator;
 }
 
