@@ -34,6 +34,7 @@ int run(int argc, char** argv) {
   adanat::add_eval(app);
   adanat::add_search(app);
   adanat::add_info(app);
+  adanat::add_bench(app);
   adanat::check_values(app);
   // Paths and names end up in JSON, which knows nothing else.
   for (int i = 1; i < argc; ++i)
