@@ -39,7 +39,8 @@ void check_values(CLI::App& app) {
 void ComputeOptions::add_to(CLI::App& command, bool with_dtype) {
   command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   if (with_dtype) {
-    command.add_option("--dtype", dtype, "auto (float32 on CPUs without AMX), float32 or bfloat16")
+    command
+        .add_option("--dtype", dtype, "auto (float32 on CPUs without AMX), float32, bfloat16 or int8 (CPU)")
         ->capture_default_str();
   }
   command.add_option("-t,--threads", threads, "CPU threads; 0 = all cores")->capture_default_str();

@@ -17,6 +17,7 @@ void add_eval(CLI::App& app);
 void add_info(CLI::App& app);
 void add_search(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_bench(CLI::App& app);
 
 // What the parser alone would let through, for every option of `app` and its subcommands: an empty value, an
 // integer beyond 64 bits (which it cuts), a leading 0 that it reads as octal. Call it after the last option

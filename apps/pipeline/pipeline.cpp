@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/base/log.h"
+#include "core/generator/inference.h"
 #include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
 #include "core/nn/undrawn.h"
@@ -58,8 +59,12 @@ Generator open_generator(const fs::path& folder, const ModelConfig& config, at::
                          at::ScalarType dtype) {
   if (!config.generator)
     throw InputError(cat(folder.string(), ": holds no generator; train one with `adanat train generator`"));
-  return load_part<Generator>(open_part(folder, config, "generator.safetensors"), *config.generator,
-                              generator_shapes(*config.generator), device, dtype);
+  // int8 layers are made from float32 weights.
+  Generator generator = load_part<Generator>(open_part(folder, config, "generator.safetensors"),
+                                             *config.generator, generator_shapes(*config.generator), device,
+                                             dtype == at::kChar ? at::kFloat : dtype);
+  prepare_generator(*generator, device, dtype);
+  return generator;
 }
 
 Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarType dtype) {

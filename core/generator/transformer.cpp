@@ -5,12 +5,12 @@
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/zeros.h>
 #include <torch/nn/init.h>
 
+#include "core/generator/inference.h"
+#include "core/nn/linear.h"
 #include "core/nn/undrawn.h"
 
 namespace adanat {
@@ -41,7 +41,7 @@ nn::LayerNorm layer_norm(int64_t width, double eps) {
 
 // Normal draws outside two standard deviations of the *unit* scale (-2..2, as timm does it) practically never
 // occur at std 0.02, so the plain normal law is the same law.
-nn::Linear linear(int64_t in, int64_t out, bool bias = true) {
+nn::Linear new_linear(int64_t in, int64_t out, bool bias = true) {
   if (UndrawnWeights::active()) {
     nn::Linear layer(nn::LinearOptions(1, 1).bias(bias));  // draws what it is made with
     layer->options.in_features(in).out_features(out);
@@ -79,30 +79,30 @@ at::Tensor TokenEmbeddingImpl::forward(const at::Tensor& ids) {
 }
 
 AttentionImpl::AttentionImpl(int64_t width, int64_t heads) : heads_(heads) {
-  qkv = register_module("qkv", linear(width, 3 * width, /*bias=*/false));
-  proj = register_module("proj", linear(width, width));
+  qkv = register_module("qkv", new_linear(width, 3 * width, /*bias=*/false));
+  proj = register_module("proj", new_linear(width, width));
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x) {
   const int64_t b = x.size(0), l = x.size(1), d = x.size(2);
   const at::Tensor parts =
-      qkv(x).view({b, l, 3, heads_, d / heads_}).permute({2, 0, 3, 1, 4});  // (3, B, H, L, D/H)
+      linear(*qkv, x).view({b, l, 3, heads_, d / heads_}).permute({2, 0, 3, 1, 4});  // (3, B, H, L, D/H)
   // The default scale is head_dim^-0.5. Without dropout the flash kernels apply, on the CPU too.
   const at::Tensor y = at::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
-  return proj(y.transpose(1, 2).reshape({b, l, d}));
+  return linear(*proj, y.transpose(1, 2).reshape({b, l, d}));
 }
 
 MlpImpl::MlpImpl(int64_t width) {
-  fc1 = register_module("fc1", linear(width, 4 * width));
-  fc2 = register_module("fc2", linear(4 * width, width));
+  fc1 = register_module("fc1", new_linear(width, 4 * width));
+  fc2 = register_module("fc2", new_linear(4 * width, width));
 }
 
 at::Tensor MlpImpl::forward(const at::Tensor& x) {
-  return fc2(at::gelu(fc1(x)));
+  return linear(*fc2, linear_gelu(*fc1, x));
 }
 
 BlockImpl::BlockImpl(int64_t width, int64_t heads, bool takes_skip) {
-  if (takes_skip) skip_linear = register_module("skip_linear", linear(2 * width, width));
+  if (takes_skip) skip_linear = register_module("skip_linear", new_linear(2 * width, width));
   norm1 = register_module("norm1", layer_norm(width, 1e-5));
   attn = register_module("attn", Attention(width, heads));
   norm2 = register_module("norm2", layer_norm(width, 1e-5));
@@ -110,21 +110,21 @@ BlockImpl::BlockImpl(int64_t width, int64_t heads, bool takes_skip) {
 }
 
 at::Tensor BlockImpl::forward(at::Tensor x, const at::Tensor& skip) {
-  if (!skip_linear.is_empty()) x = skip_linear(at::cat({x, skip}, -1));
+  if (!skip_linear.is_empty()) x = linear(*skip_linear, at::cat({x, skip}, -1));
   x = x + attn(norm1(x));
   return x + mlp(norm2(x));
 }
 
 TokenHeadImpl::TokenHeadImpl(int64_t width, int64_t codes) {
-  fc = register_module("fc", linear(width, width));
+  fc = register_module("fc", new_linear(width, width));
   ln = register_module("ln", layer_norm(width, 1e-5));
   bias = register_parameter("bias", at::zeros({1, 1, codes + 1}));
 }
 
 at::Tensor TokenHeadImpl::forward(const at::Tensor& x, const at::Tensor& word_embeddings) {
   const int64_t codes = word_embeddings.size(0) - 1;
-  return at::linear(ln(at::gelu(fc(x))), word_embeddings.detach().narrow(0, 0, codes),
-                    bias.view({-1}).narrow(0, 0, codes));
+  const at::Tensor h = ln(linear_gelu(*fc, x));
+  return linear(h, word_embeddings.detach().narrow(0, 0, codes), bias.view({-1}).narrow(0, 0, codes));
 }
 
 GeneratorImpl::GeneratorImpl(GeneratorConfig config) : config_(std::move(config)) {
@@ -135,7 +135,7 @@ GeneratorImpl::GeneratorImpl(GeneratorConfig config) : config_(std::move(config)
   if (config_.condition == "class") {
     class_embed_ = register_module("context_embed", TokenEmbedding(config_.classes + 1, 1, d, 0.0));
   } else {
-    text_embed_ = register_module("context_embed", linear(config_.text_width, d));
+    text_embed_ = register_module("context_embed", new_linear(config_.text_width, d));
   }
   for (int64_t i = 0; i < config_.depth / 2; ++i) in_blocks_->push_back(Block(d, config_.heads, false));
   register_module("in_blocks", in_blocks_);
@@ -176,6 +176,16 @@ at::Tensor GeneratorImpl::empty_classes(int64_t count) const {
   TORCH_CHECK(config_.condition == "class", "generator: a text-conditional model has no empty class");
   return at::full({count}, config_.classes,
                   at::TensorOptions().dtype(at::kLong).device(token_emb_->word_embeddings->weight.device()));
+}
+
+void prepare_generator(GeneratorImpl& generator, at::Device device, at::ScalarType dtype) {
+  generator.eval();
+  for (at::Tensor& parameter : generator.parameters()) parameter.set_requires_grad(false);
+  generator.to(device, dtype == at::kChar ? at::kFloat : dtype);
+  if (dtype != at::kChar) return;
+  for (const auto& part : generator.named_children())
+    if (part.key() == "in_blocks" || part.key() == "mid_block" || part.key() == "out_blocks")
+      quantize_linears(*part.value());
 }
 
 }  // namespace adanat

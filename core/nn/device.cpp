@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "core/base/error.h"
+#include "core/nn/linear.h"
 
 namespace adanat {
 namespace {
@@ -48,7 +49,13 @@ at::ScalarType parse_dtype(const std::string& text, at::Device device) {
   if (text == "float32") return at::kFloat;
   if (text == "bfloat16") return at::kBFloat16;
   if (text == "auto") return device.is_cuda() || cpu_has_amx_bf16() ? at::kBFloat16 : at::kFloat;
-  throw InputError(cat("--dtype ", text, ": must be auto, float32 or bfloat16"));
+  if (text != "int8") throw InputError(cat("--dtype ", text, ": must be auto, float32, bfloat16 or int8"));
+  if (!device.is_cpu())
+    throw InputError(
+        cat("--dtype int8: is for CPUs, not for ", device.str(), "; use --dtype bfloat16, or --device cpu"));
+  if (!int8_supported())
+    throw InputError("--dtype int8: this CPU has no int8 products (VNNI); use --dtype float32, or bfloat16");
+  return at::kChar;
 }
 
 int set_threads(int64_t threads) {

@@ -10,7 +10,7 @@ namespace adanat {
 // value.
 at::Device parse_device(const std::string& text);
 
-// "auto" (float32 on a CPU without AMX, bfloat16 elsewhere), "float32", "bfloat16". InputError otherwise.
+// "auto" (float32 on a CPU without AMX, else bfloat16), "float32", "bfloat16", "int8" (kChar). InputError.
 at::ScalarType parse_dtype(const std::string& text, at::Device device);
 
 // Sets torch's intra-op threads; 0 = the cores this process may run on. Returns the number in force.

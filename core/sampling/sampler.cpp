@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/nonzero.h>
@@ -65,6 +66,14 @@ Forward forward_plain(GeneratorImpl& generator, const SamplerStart& start, bool 
   return out;
 }
 
+// The same indices and some zeros, up to a multiple of 64. oneDNN compiles a kernel for every number of rows
+// that it meets, about a millisecond each; with this it meets few.
+at::Tensor round_up_rows(const at::Tensor& index) {
+  constexpr int64_t kMultiple = 64;
+  const int64_t extra = (kMultiple - index.size(0) % kMultiple) % kMultiple;
+  return extra == 0 ? index : at::constant_pad_nd(index, {0, extra}, 0);
+}
+
 Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::Tensor& tokens, bool guided) {
   const int64_t b = tokens.size(0), n = tokens.size(1), v = generator.config().codes;
   const at::Tensor all_tokens = guided ? at::cat({tokens, tokens}) : tokens;
@@ -78,7 +87,8 @@ Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::T
     // The head runs only where tokens are hidden; decode_step does not read the other rows.
     const at::Tensor hidden = at::nonzero(all_tokens.view({-1}) == generator.mask_id()).squeeze(1);
     const at::Tensor rows =
-        generator.logits(features.reshape({-1, features.size(2)}).index_select(0, hidden));
+        generator.logits(features.reshape({-1, features.size(2)}).index_select(0, round_up_rows(hidden)))
+            .narrow(0, 0, hidden.size(0));
     logits = at::empty({all_tokens.size(0) * n, v}, rows.options());
     logits.index_copy_(0, hidden, rows);
     logits = logits.view({all_tokens.size(0), n, v});
