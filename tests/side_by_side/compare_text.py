@@ -8,6 +8,8 @@ import argparse
 import collections
 import ctypes
 import glob
+import gzip
+import importlib.util
 import json
 import os
 import random
@@ -40,6 +42,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 torch.set_grad_enabled(False)
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -111,11 +114,10 @@ TEXTS = [
 
 def make_tokenizer(folder):
     """Byte pairs learned from CORPUS, as CLIP's were."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in printable}
+    letters = {byte: chr(byte) for byte in PRINTABLE}
     for byte in range(256):
         if byte not in letters:
-            letters[byte] = chr(256 + len(letters) - len(printable))
+            letters[byte] = chr(256 + len(letters) - len(PRINTABLE))
     counts = collections.Counter(CORPUS.lower().split())
     words = {tuple([letters[b] for b in w.encode()][:-1] + [letters[w.encode()[-1]] + "</w>"]): n for w, n in counts.items()}
     merges = []
@@ -224,6 +226,26 @@ same_ids("the folder's pad token !", TEXTS, ask("padded", TEXTS, "77", folder=ma
 for name in ("vocab.json", "merges.txt"):
     os.remove(os.path.join(marked, name))
 same_ids("tokenizer.json alone", TEXTS, ask("padded", TEXTS, "77", folder=marked), theirs_of(TEXTS, special, **fitted))
+
+# CLIP's own vocabulary, which open-clip-torch carries (only that file of it is used).
+real = os.path.join(options.folder, "clip-real")
+os.makedirs(real, exist_ok=True)
+package = os.path.dirname(importlib.util.find_spec("open_clip").origin)
+with gzip.open(os.path.join(package, "bpe_simple_vocab_16e6.txt.gz"), "rt", encoding="utf-8") as file:
+    lines = file.read().split("\n")[1:49152 - 256 - 2 + 1]
+letters = json.load(open(os.path.join(words, "vocab.json")))
+letters = sorted((t for t, i in letters.items() if i < 256), key=lambda t: (letters[t] not in PRINTABLE, letters[t]))
+tokens = letters + [t + "</w>" for t in letters] + ["".join(line.split()) for line in lines] + [START, END]
+with open(os.path.join(real, "vocab.json"), "w") as file:
+    json.dump({token: i for i, token in enumerate(tokens)}, file, ensure_ascii=False)
+with open(os.path.join(real, "merges.txt"), "w") as file:
+    file.write("#version: 0.2\n" + "\n".join(lines) + "\n")
+clip = CLIPTokenizerFast(vocab_file=os.path.join(real, "vocab.json"), merges_file=os.path.join(real, "merges.txt"))
+texts = TEXTS + mixed + ["a photo of a cat", "Hello World!"]
+ours = ask("padded", texts, "77", folder=real)
+same_ids("CLIP's own vocabulary", texts, ours, theirs_of(texts, clip, **fitted))
+assert ours[-2][:7] == [49406, 320, 1125, 539, 320, 2368, 49407], ours[-2]
+assert ours[-1][:5] == [49406, 3306, 1002, 256, 49407], ours[-1]
 
 # The encoder: small, then two layers each of the widths of ViT-L/14 and ViT-bigG; every layout of files.
 some = [text for text in TEXTS if END not in text.lower()]

@@ -95,7 +95,7 @@ TEST(Bpe, ComposesAndLowersAsUnicodeSays) {
   EXPECT_EQ(words("\u1112\u1161\u11ab"), "\ud55c");              // Hangul by arithmetic
   EXPECT_EQ(words("\u212b\u2126"), "\u00e5\u03c9");              // Angstrom and Ohm signs are letters
   EXPECT_EQ(words("\ufb01\u00b2"), "\ufb01 \u00b2");             // compatibility forms stay
-  EXPECT_EQ(words("\u0130I"), "i \u0307 i");                      // a mark between two letters
+  EXPECT_EQ(words("\u0130I"), "i \u0307 i");                     // a mark between two letters
   EXPECT_EQ(words("\u03a3\u0391\u03a3"), "\u03c3\u03b1\u03c3");  // no final sigma
   EXPECT_EQ(words("\u1e9e\u00df\u01c5"), "\u00df\u00df\u01c6");
 }

@@ -8,7 +8,7 @@
 
 #include "core/base/error.h"
 #include "support/support.h"
-#include "text/small_vocabulary.h"
+#include "text/small_encoder.h"
 
 namespace adanat {
 namespace {
@@ -16,51 +16,17 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::golden;
+using testing::golden_config;
+using testing::golden_weights;
+using testing::kPositions;
+using testing::kProjected;
+using testing::kTokens;
+using testing::kWidth;
 using testing::procedural_weight;
 using testing::TempDir;
+using testing::write_frame;
 using testing::write_text;
 using testing::write_tokenizer;
-
-// The sizes of the golden file: 48 wide, 3 layers, 4 heads, MLP of 96, 77 positions, 600 tokens, projection
-// to 40.
-constexpr int64_t kWidth = 48, kLayers = 3, kHidden = 96, kPositions = 77, kTokens = 600, kProjected = 40;
-
-json golden_config(const std::string& activation) {
-  return {
-      {"model_type", "clip_text_model"}, {"hidden_size", kWidth},  {"num_hidden_layers", kLayers},
-      {"num_attention_heads", 4},        {"vocab_size", kTokens},  {"intermediate_size", kHidden},
-      {"hidden_act", activation},        {"layer_norm_eps", 1e-5}, {"max_position_embeddings", kPositions}};
-}
-
-TensorMap golden_weights() {
-  TensorMap out;
-  const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
-    out[name] = procedural_weight(name, shape);
-  };
-  const auto pair = [&](const std::string& name, std::vector<int64_t> weight) {
-    add(name + ".bias", {weight[0]});
-    add(name + ".weight", std::move(weight));
-  };
-  const std::string model = "text_model.";
-  add(model + "embeddings.token_embedding.weight", {kTokens, kWidth});
-  add(model + "embeddings.position_embedding.weight", {kPositions, kWidth});
-  for (int64_t i = 0; i < kLayers; ++i) {
-    const std::string layer = model + "encoder.layers." + std::to_string(i) + ".";
-    for (const char* part : {"q_proj", "k_proj", "v_proj", "out_proj"})
-      pair(layer + "self_attn." + part, {kWidth, kWidth});
-    pair(layer + "layer_norm1", {kWidth}), pair(layer + "layer_norm2", {kWidth});
-    pair(layer + "mlp.fc1", {kHidden, kWidth}), pair(layer + "mlp.fc2", {kWidth, kHidden});
-  }
-  pair(model + "final_layer_norm", {kWidth});
-  add("text_projection.weight", {kProjected, kWidth});
-  return out;
-}
-
-// A folder with tokenizer and config, without weights.
-void write_frame(const fs::path& folder, const json& config = golden_config("quick_gelu")) {
-  write_tokenizer(folder, {}, kTokens);
-  write_text(folder / "config.json", config.dump());
-}
 
 ClipTextEncoder open(const TempDir& dir) {
   return ClipTextEncoder::open(dir.path(), at::kCPU);
