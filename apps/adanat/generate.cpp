@@ -22,6 +22,7 @@ namespace {
 
 struct GenerateOptions {
   std::string model, output, classes, schedule, policy, grid, save_tokens, trace, preview;
+  std::vector<std::string> prompts;
   int64_t count = 1, steps = 0, seed = 42, first_index = 0, batch_size = 16;
   TableFlags table;
   bool json = false, has_steps = false;
@@ -125,6 +126,23 @@ std::vector<int64_t> parse_classes(const ModelConfig& config, const std::string&
   return out;
 }
 
+// For every image its class, or its place in the list of prompts.
+std::vector<int64_t> choose_conditions(const ModelConfig& config, const GenerateOptions& o) {
+  if (!config.from_texts()) {
+    if (!o.prompts.empty())
+      throw InputError(cat("--prompt: the model ", config.name, " makes images from classes; use --class"));
+    return parse_classes(config, o.classes, o.count, o.first_index);
+  }
+  if (!o.classes.empty())
+    throw InputError(cat("--class: the model ", config.name, " makes images from texts; use --prompt TEXT"));
+  if (o.prompts.empty())
+    throw InputError(
+        cat("--prompt: the model ", config.name, " makes images from texts; give one, or several"));
+  std::vector<int64_t> out;
+  for (int64_t i = 0; i < o.count; ++i) out.push_back((o.first_index + i) % int64_t(o.prompts.size()));
+  return out;
+}
+
 std::string class_name(const ModelConfig& config, int64_t id) {
   return size_t(id) < config.class_names.size() ? config.class_names[size_t(id)] : std::to_string(id);
 }
@@ -135,12 +153,16 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
                             const std::vector<int64_t>& classes) {
   const ModelConfig& config = pipeline.config();
   std::string label;
-  if (classes.size() == 1)
-    label = class_name(config, classes[0]);
-  else
+  if (classes.size() != 1)
     label = cat(classes.size(), " images");
+  else
+    label = config.from_texts() ? options.prompts[size_t(classes[0])] : class_name(config, classes[0]);
   Json j;
-  if (classes.size() == 1)
+  if (config.from_texts() && classes.size() == 1)
+    j["prompt"] = label;
+  else if (config.from_texts())
+    j["prompts"] = options.prompts;
+  else if (classes.size() == 1)
     j["class"] = classes[0], j["class_name"] = label;
   else
     j["classes"] = classes;
@@ -173,7 +195,9 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
 // Collects what --trace writes, batch after batch.
 class TraceFile {
  public:
-  TraceFile(std::string path, int64_t steps) : path_(std::move(path)) {
+  // `prompts`: of a model of texts, else empty.
+  TraceFile(std::string path, int64_t steps, std::vector<std::string> prompts)
+      : path_(std::move(path)), prompts_(std::move(prompts)) {
     if (path_.empty()) return;
     out_["steps"] = steps;
     out_["samples"] = Json::array();
@@ -187,7 +211,10 @@ class TraceFile {
     for (size_t b = 0; b < classes.size(); ++b) {
       Json sample;
       sample["index"] = first_index + int64_t(b);
-      sample["class"] = classes[b];
+      if (prompts_.empty())
+        sample["class"] = classes[b];
+      else
+        sample["prompt"] = prompts_[size_t(classes[b])];
       for (int64_t t = 0; t < actions.size(0); ++t) {
         const auto row = a[t][int64_t(b)];
         sample["actions"].push_back({{"mask_ratio", row[0]},
@@ -205,6 +232,7 @@ class TraceFile {
 
  private:
   std::string path_;
+  std::vector<std::string> prompts_;
   Json out_;
 };
 
@@ -265,8 +293,9 @@ void run_generate(const GenerateOptions& o) {
       throw InputError(cat("--output ", o.output, ": one grid of ", output.rows(), "x", output.columns(),
                            " images of ", config.image_size, " pixels is over the ", kMaxImageSide,
                            "-pixel limit; give DIR/ instead"));
-  std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
-  TraceFile trace_file(o.trace, schedule->steps());
+  std::vector<int64_t> classes = choose_conditions(config, o);
+  if (config.from_texts()) pipeline.set_prompts(o.prompts);
+  TraceFile trace_file(o.trace, schedule->steps(), o.prompts);
   const double loaded = monotonic_seconds();
 
   // What is finished, batch after batch. A signal ends the work between two steps; what is finished by then
@@ -319,9 +348,11 @@ void run_generate(const GenerateOptions& o) {
   }
   if (done > 0) trace_file.write();
   if (!o.save_tokens.empty() && done > 0)
-    write_tensors(o.save_tokens, {{"tokens", at::cat(all_tokens)},
-                                  {"steps", at::cat(all_steps, 1)},
-                                  {"classes", at::tensor(classes, at::kLong)}});
+    write_tensors(o.save_tokens,
+                  {{"tokens", at::cat(all_tokens)},
+                   {"steps", at::cat(all_steps, 1)},
+                   {"classes", at::tensor(classes, at::kLong)}},
+                  o.prompts.empty() ? Metadata{} : Metadata{{"prompts", Json(o.prompts).dump()}});
   const double ended = monotonic_seconds();
   if (o.json) {
     Json j;
@@ -332,6 +363,7 @@ void run_generate(const GenerateOptions& o) {
     j["schedule"] = schedule->name();
     j["seed"] = o.seed;
     j["first_index"] = o.first_index;
+    if (config.from_texts()) j["prompts"] = o.prompts;
     j["seconds"] = {{"load", loaded - began}, {"generate", ended - loaded}};
     std::printf("%s\n", j.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   }
@@ -356,6 +388,11 @@ void add_generate(CLI::App& app) {
   command->add_option("-n,--count", o->count, "images in all")->capture_default_str();
   command->add_option("-c,--class", o->classes,
                       "NAME or ID, or a list with commas; default: all classes in turn");
+  command
+      ->add_option(
+          "-p,--prompt", o->prompts,
+          "TEXT to make an image of, for models of texts; may be repeated: image i takes the i-th in turn")
+      ->allow_extra_args(false);
   command->add_option("--steps", o->steps, "generation steps; default: the model's");
   command->add_option(
       "--schedule", o->schedule,
@@ -377,7 +414,8 @@ void add_generate(CLI::App& app) {
       "Examples:\n"
       "  adanat generate -m models/signs -o signs.png -n 43\n"
       "  adanat generate -m models/signs -o out/ -n 100 -c 14,stop --steps 4 -s 7\n"
-      "  adanat generate -m models/signs -o x.png -c 1 --schedule linear --guidance 2 --trace x.json");
+      "  adanat generate -m models/signs -o x.png -c 1 --schedule linear --guidance 2 --trace x.json\n"
+      "  adanat generate -m cc3m -o cat.png -p \"a photo of a cat\"");
   command->callback([o, command] {
     o->has_steps = command->count("--steps") > 0;
     run_generate(*o);
