@@ -15,6 +15,7 @@ enum class Stream : uint32_t {
   kConfidence = 1,   // Gumbel noise of the confidences: one per position, code 0
   kExploration = 2,  // the policy's exploration noise
   kData = 3,         // labels and data order
+  kEdit = 4,         // which tokens an edit of less than full strength makes anew: one per position, code 0
 };
 
 struct Philox4 {

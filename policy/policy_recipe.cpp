@@ -183,17 +183,22 @@ class PolicyRecipe : public Recipe {
     const GeneratorConfig& generator = parts_.generator->config();
     settings_ = policy_settings(config_, generator, parts_.generator_hash);
     config_.network = settings_.network;
-    if (int64_t(data_->class_names().size()) != generator.classes)
+    if (takes_texts() != parts_.texts.has_value())
+      throw RunError("train policy: encoded captions are for generators of texts, and these need them");
+    if (!takes_texts() && int64_t(data_->class_names().size()) != generator.classes)
       throw InputError(cat(data_->describe(), ": has ", data_->class_names().size(),
                            " classes, the generator ", generator.classes,
                            "; give the data it was trained on"));
-    for (size_t i = 0; i < parts_.class_names.size() && i < data_->class_names().size(); ++i)
+    for (size_t i = 0; !takes_texts() && i < parts_.class_names.size() && i < data_->class_names().size();
+         ++i)
       if (data_->class_names()[i] != parts_.class_names[i])
         throw InputError(cat(data_->describe(), ": its class ", i, " is \"", data_->class_names()[i],
                              "\", the generator's is \"", parts_.class_names[i],
                              "\"; give the data it was trained on"));
     if (config_.ppo.minibatch == 0) config_.ppo.minibatch = config_.rollout_batch;
-    if (config_.classes == "data") {
+    if (takes_texts()) {
+      labels_ = caption_rows();
+    } else if (config_.classes == "data") {
       labels_ = at::empty({data_->size()}, at::kLong);
       for (int64_t i = 0; i < data_->size(); ++i) labels_.mutable_data_ptr<int64_t>()[i] = data_->label(i);
       labels_ = labels_.to(context_.device);
@@ -243,6 +248,7 @@ class PolicyRecipe : public Recipe {
                        {"init", init_hash_},  // what "before" means in samples and evaluations
                        {"images", data_->size()}};
     if (settings_.residual == "table") j["trained_on"]["table"] = config_to_json(settings_.table);
+    if (parts_.texts) j["trained_on"]["text_encoder"] = parts_.texts->encoder_hash();
     return j;
   }
   const LoopConfig& loop() const override { return config_.loop; }
@@ -405,6 +411,49 @@ class PolicyRecipe : public Recipe {
     return config_.trajectories + (fresh ? config_.discriminator_steps * config_.discriminator_batch : 0);
   }
 
+  bool takes_texts() const { return parts_.generator->config().condition == "text"; }
+
+  // The captions of the data as places among the encoded texts. With them a sample's "class" is its text's
+  // place.
+  at::Tensor caption_rows() const {
+    if (!data_->has_captions())
+      throw InputError(
+          cat(data_->describe(), ": has no captions, but the generator makes images from texts"));
+    std::vector<std::string> captions;
+    int64_t broken = 0;
+    for (int64_t i = 0; i < data_->size(); ++i) {
+      try {
+        captions.push_back(data_->caption(i));
+      } catch (const InputError&) {
+        captions.emplace_back();
+        ++broken;
+      }
+    }
+    if (broken > 0) warning(cat(data_->describe(), ": ", broken, " captions are broken and count as empty"));
+    return parts_.texts->rows_of(captions).to(context_.device);
+  }
+  SamplerStart start_of(const at::Tensor& classes, int64_t seed, const at::Tensor& index) const {
+    if (!parts_.texts) return plain_start(*parts_.generator, classes, seed, index);
+    const auto states = [&](const at::Tensor& rows) {
+      return parts_.texts->states(rows.cpu()).to(context_.device, at::kFloat);
+    };
+    const TextConditions texts{states(classes), states(at::zeros({1}, at::kLong))};
+    return plain_start(*parts_.generator, texts, at::arange(classes.size(0), at::kLong), seed, index);
+  }
+  // What a reward is shown of them: the class, or the text's pooled state.
+  at::Tensor reward_condition(const at::Tensor& classes) const {
+    return parts_.texts ? parts_.texts->pooled(classes.cpu()).to(context_.device, at::kFloat) : classes;
+  }
+  at::Tensor classes_of(const Batch& batch) const {
+    return takes_texts() ? labels_.index_select(0, batch.indices.to(context_.device))
+                         : batch.labels.to(context_.device);
+  }
+  // Classes in turn, or texts from all over the data, for samples `index` of `count`.
+  at::Tensor in_turn(const at::Tensor& index, int64_t count, int64_t classes) const {
+    return takes_texts() ? labels_.index_select(0, (index * data_->size()).div(count, "trunc"))
+                         : index.remainder(classes);
+  }
+
   struct Made {
     at::Tensor tokens, classes;  // (B, N), (B) i64
     Decisions decisions;         // of all B samples
@@ -417,12 +466,12 @@ class PolicyRecipe : public Recipe {
     for (int64_t done = 0; done < count; done += config_.rollout_batch) {
       const int64_t size = std::min(config_.rollout_batch, count - done);
       const Draws d = draws(update, begin + done, size, policy.steps());
-      SamplerStart start = plain_start(*parts_.generator, d.classes, 0, d.index);
+      SamplerStart start = start_of(d.classes, 0, d.index);
       start.seed = d.seed;
       const RolloutSchedule schedule(policy, d.noise, std_, round);
       std::vector<SamplerObserver*> observers;
       if (states != nullptr) {
-        states->expect(done, d.classes);
+        states->expect(done, start.condition);
         observers.push_back(states);
       }
       tokens.push_back(sample(*parts_.generator, start, schedule, observers));
@@ -484,7 +533,7 @@ class PolicyRecipe : public Recipe {
       images = decode(made.tokens);
       classes = made.classes;
       mean_actions = made.decisions.mean_actions;
-      const at::Tensor rewards = reward_->score(images, classes);
+      const at::Tensor rewards = reward_->score(images, reward_condition(classes));
       // Found out before anything learns from it. On a GPU the reward's own check has waited for it already.
       if (rewards.is_cpu() && !rewards.isfinite().all().item<bool>())
         throw RunError(
@@ -571,9 +620,9 @@ class PolicyRecipe : public Recipe {
     for (int64_t k = 0; k < rounds; ++k) {
       const Batch batch = loader_->batch(update * rounds + k);
       const at::Tensor rows = (arange(k * size, size)).remainder(fakes.size(0));
-      const RewardReport r =
-          reward_->train_step(real_images(batch.images), batch.labels.to(context_.device),
-                              fakes.index_select(0, rows), fake_classes.index_select(0, rows));
+      const RewardReport r = reward_->train_step(
+          real_images(batch.images), reward_condition(classes_of(batch)), fakes.index_select(0, rows),
+          reward_condition(fake_classes.index_select(0, rows)));
       add("discriminator_loss", r.loss);
       add("accuracy_real", r.accuracy_real);
       add("accuracy_fake", r.accuracy_fake);
@@ -647,16 +696,15 @@ class PolicyRecipe : public Recipe {
 
   // Images (bytes) of the same seeds each time and the actions (T, B, 4) behind them, by the mean of `actor`.
   std::pair<at::Tensor, at::Tensor> show(PolicyNetwork actor, int64_t steps) {
-    const int64_t classes = parts_.generator->config().classes, count = kPlotSamples;
+    const int64_t classes = takes_texts() ? 16 : parts_.generator->config().classes, count = kPlotSamples;
     const int64_t shown = std::min<int64_t>(64, std::max<int64_t>(16, classes));
     const PolicySchedule policy(settings_, actor, steps, context_.device);
     std::vector<at::Tensor> actions, images;
     for (int64_t begin = 0; begin < count; begin += config_.rollout_batch) {
       const at::Tensor index = arange(begin, std::min(config_.rollout_batch, count - begin));
       const RolloutSchedule schedule(policy, {}, 0, false);
-      const at::Tensor tokens =
-          sample(*parts_.generator,
-                 plain_start(*parts_.generator, index.remainder(classes), kSampleSeed, index), schedule);
+      const at::Tensor tokens = sample(
+          *parts_.generator, start_of(in_turn(index, index.size(0), classes), kSampleSeed, index), schedule);
       actions.push_back(schedule.decisions().mean_actions.cpu());
       if (begin < shown)
         images.push_back(decode(tokens.narrow(0, 0, std::min(shown - begin, tokens.size(0)))));
@@ -676,8 +724,7 @@ class PolicyRecipe : public Recipe {
           labels_.defined()
               ? labels_.index_select(0, (index * data_->size()).div(config_.evaluate_images, "trunc"))
               : index.remainder(parts_.generator->config().classes);
-      made.add(pooled(decode(
-          sample(*parts_.generator, plain_start(*parts_.generator, classes, kSampleSeed, index), schedule))));
+      made.add(pooled(decode(sample(*parts_.generator, start_of(classes, kSampleSeed, index), schedule))));
     }
     return frechet_distance(made.stats(), real);
   }

@@ -7,6 +7,7 @@ set(_rules
   "core:tokenizer policy apps"
   "core/base:core/io core/data core/nn core/generator core/sampling core/features core/metrics core/train ATen torch c10"
   "core/io:core/data core/nn core/generator core/sampling core/features core/metrics core/train ATen torch c10"
+  "core/text:core/data core/generator core/sampling core/features core/metrics core/train"
   "tokenizer:policy apps core/generator core/sampling"
   "policy:apps")
 foreach(_rule IN LISTS _rules)

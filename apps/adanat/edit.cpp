@@ -103,8 +103,11 @@ void run_edit(const EditOptions& o) {
     throw InputError(
         "edit: say what to make anew: --mask FILE, --box X,Y,W,H, --expand L,T,R,B, or --strength for a "
         "share of the whole image");
-  if (o.generate.classes.empty())
-    throw InputError("--class: say what the image is to show, by NAME or ID of one of the model's classes");
+  if (o.generate.classes.empty() && o.generate.prompts.empty())
+    throw InputError(
+        "--class: say what the image is to show, by NAME or ID of one of the model's classes, or by --prompt "
+        "TEXT "
+        "for a model of texts");
   EditJob job(o);
   run_generate(o.generate, job);
 }

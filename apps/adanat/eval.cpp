@@ -373,6 +373,7 @@ void run_eval(const EvalOptions& o) {
   TableOptions table;
   const bool generates = o.images.empty() && !o.tokenizer;
   if (generates) {  // whatever is wrong with the model or the flags is found before the reference is read
+    require_class_model(*e.config, "eval");
     pipeline.emplace(Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device)));
     table = o.table.over(e.config->sampling.table);
     schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);

@@ -117,6 +117,23 @@ std::vector<int64_t> parse_classes(const ModelConfig& config, const std::string&
   return out;
 }
 
+// For every image its class, or its place in the list of prompts.
+std::vector<int64_t> choose_conditions(const ModelConfig& config, const GenerateOptions& o) {
+  if (!config.from_texts()) {
+    if (!o.prompts.empty())
+      throw InputError(cat("--prompt: the model ", config.name, " makes images from classes; use --class"));
+    return parse_classes(config, o.classes, o.count, o.first_index);
+  }
+  if (!o.classes.empty())
+    throw InputError(cat("--class: the model ", config.name, " makes images from texts; use --prompt TEXT"));
+  if (o.prompts.empty())
+    throw InputError(
+        cat("--prompt: the model ", config.name, " makes images from texts; give one, or several"));
+  std::vector<int64_t> out;
+  for (int64_t i = 0; i < o.count; ++i) out.push_back((o.first_index + i) % int64_t(o.prompts.size()));
+  return out;
+}
+
 std::string class_name(const ModelConfig& config, int64_t id) {
   return size_t(id) < config.class_names.size() ? config.class_names[size_t(id)] : std::to_string(id);
 }
@@ -127,12 +144,16 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
                             const std::vector<int64_t>& classes, const GenerateJob& job) {
   const ModelConfig& config = pipeline.config();
   std::string label;
-  if (classes.size() == 1)
-    label = class_name(config, classes[0]);
-  else
+  if (classes.size() != 1)
     label = cat(classes.size(), " images");
+  else
+    label = config.from_texts() ? options.prompts[size_t(classes[0])] : class_name(config, classes[0]);
   Json j;
-  if (classes.size() == 1)
+  if (config.from_texts() && classes.size() == 1)
+    j["prompt"] = label;
+  else if (config.from_texts())
+    j["prompts"] = options.prompts;
+  else if (classes.size() == 1)
     j["class"] = classes[0], j["class_name"] = label;
   else
     j["classes"] = classes;
@@ -167,7 +188,9 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
 // Collects what --trace writes, batch after batch.
 class TraceFile {
  public:
-  TraceFile(std::string path, int64_t steps) : path_(std::move(path)) {
+  // `prompts`: of a model of texts, else empty.
+  TraceFile(std::string path, int64_t steps, std::vector<std::string> prompts)
+      : path_(std::move(path)), prompts_(std::move(prompts)) {
     if (path_.empty()) return;
     out_["steps"] = steps;
     out_["samples"] = Json::array();
@@ -181,7 +204,10 @@ class TraceFile {
     for (size_t b = 0; b < classes.size(); ++b) {
       Json sample;
       sample["index"] = first_index + int64_t(b);
-      sample["class"] = classes[b];
+      if (prompts_.empty())
+        sample["class"] = classes[b];
+      else
+        sample["prompt"] = prompts_[size_t(classes[b])];
       for (int64_t t = 0; t < actions.size(0); ++t) {
         const auto row = a[t][int64_t(b)];
         sample["actions"].push_back({{"mask_ratio", row[0]},
@@ -199,6 +225,7 @@ class TraceFile {
 
  private:
   std::string path_;
+  std::vector<std::string> prompts_;
   Json out_;
 };
 
@@ -262,9 +289,10 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
       throw InputError(cat("--output ", o.output, ": one grid of ", output.rows(), "x", output.columns(),
                            " images of ", config.image_size, " pixels is over the ", kMaxImageSide,
                            "-pixel limit; give DIR/ instead"));
-  std::vector<int64_t> classes = parse_classes(config, o.classes, o.count, o.first_index);
+  std::vector<int64_t> classes = choose_conditions(config, o);
+  if (config.from_texts()) pipeline.set_prompts(o.prompts);
   job.prepare(pipeline);
-  TraceFile trace_file(o.trace, schedule->steps());
+  TraceFile trace_file(o.trace, schedule->steps(), o.prompts);
   const double loaded = monotonic_seconds();
 
   // What is finished, batch after batch. A signal ends the work between two steps; what is finished by then
@@ -319,9 +347,11 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
   }
   if (done > 0) trace_file.write();
   if (!o.save_tokens.empty() && done > 0)
-    write_tensors(o.save_tokens, {{"tokens", at::cat(all_tokens)},
-                                  {"steps", at::cat(all_steps, 1)},
-                                  {"classes", at::tensor(classes, at::kLong)}});
+    write_tensors(o.save_tokens,
+                  {{"tokens", at::cat(all_tokens)},
+                   {"steps", at::cat(all_steps, 1)},
+                   {"classes", at::tensor(classes, at::kLong)}},
+                  o.prompts.empty() ? Metadata{} : Metadata{{"prompts", Json(o.prompts).dump()}});
   const double ended = monotonic_seconds();
   if (o.json) {
     Json j;
@@ -332,6 +362,7 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
     j["schedule"] = schedule->name();
     j["seed"] = o.seed;
     j["first_index"] = o.first_index;
+    if (config.from_texts()) j["prompts"] = o.prompts;
     job.describe(j);
     j["seconds"] = {{"load", loaded - began}, {"generate", ended - loaded}};
     std::printf("%s\n", j.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
@@ -352,6 +383,11 @@ void GenerateOptions::add_to(CLI::App& command, const std::string& class_help) {
   command.add_option("-o,--output", output, "FILE.png (one grid), DIR/ or DIR/%05d.png")->required();
   command.add_option("-n,--count", count, "images in all")->capture_default_str();
   command.add_option("-c,--class", classes, "NAME or ID, or a list with commas; " + class_help);
+  command
+      .add_option(
+          "-p,--prompt", prompts,
+          "TEXT to make an image of, for models of texts; may be repeated: image i takes the i-th in turn")
+      ->allow_extra_args(false);
   command.add_option("--steps", steps, "generation steps; default: the model's")
       ->each([this](const std::string&) { has_steps = true; });
   command.add_option(
@@ -380,7 +416,8 @@ void add_generate(CLI::App& app) {
       "Examples:\n"
       "  adanat generate -m models/signs -o signs.png -n 43\n"
       "  adanat generate -m models/signs -o out/ -n 100 -c 14,stop --steps 4 -s 7\n"
-      "  adanat generate -m models/signs -o x.png -c 1 --schedule linear --guidance 2 --trace x.json");
+      "  adanat generate -m models/signs -o x.png -c 1 --schedule linear --guidance 2 --trace x.json\n"
+      "  adanat generate -m cc3m -o cat.png -p \"a photo of a cat\"");
   command->callback([o] {
     GenerateJob plain;
     run_generate(*o, plain);

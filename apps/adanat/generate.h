@@ -2,6 +2,7 @@
 // with another start, so it takes all of them from here.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "apps/adanat/cli.h"
 #include "apps/adanat/table_flags.h"
@@ -14,6 +15,7 @@ struct BatchRequest;
 
 struct GenerateOptions {
   std::string model, output, classes, schedule, policy, grid, save_tokens, trace, preview;
+  std::vector<std::string> prompts;
   int64_t count = 1, steps = 0, seed = 42, first_index = 0, batch_size = 16;
   TableFlags table;
   bool json = false, has_steps = false;

@@ -157,6 +157,7 @@ Json describe_model(const fs::path& path, bool verify) {
   j["sampling"] = config_to_json(config.sampling);
   if (config.tokenizer) j["tokenizer"] = config_to_json(*config.tokenizer);
   if (config.generator) j["generator"] = config_to_json(*config.generator);
+  if (config.from_texts()) j["text_encoder"] = config_to_json(config.text_encoder);
   for (const auto& [name, hash] : config.files) j["files"][name] = hash;
   if (verify) {
     const auto wrong = verify_model(path, config);
@@ -194,6 +195,7 @@ Json describe_dataset(const std::string& path) {
   j["kind"] = "dataset";
   j["description"] = dataset->describe();
   j["images"] = dataset->size();
+  j["captioned"] = dataset->has_captions();
   std::vector<int64_t> counts(dataset->class_names().size());
   for (int64_t i = 0; i < dataset->size(); ++i) ++counts[size_t(dataset->label(i))];
   for (size_t c = 0; c < counts.size(); ++c) j["classes"][dataset->class_names()[c]] = counts[c];

@@ -120,6 +120,7 @@ void run_search(const SearchOptions& o) {
                          "--output"));
   const at::Device device = o.compute.apply();
   Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
+  require_class_model(pipeline.config(), "search schedule");
   const fs::path features = fs::path(o.model) / "features.safetensors";
   if (!fs::exists(features))
     throw InputError(

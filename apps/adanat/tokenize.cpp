@@ -37,6 +37,7 @@ void run_encode(const EncodeOptions& o) {
   SequentialReader reader(*dataset, config.image_size, o.batch_size, /*skip_broken=*/true);
   Progress progress("encode", dataset->size(), "images");
   std::vector<at::Tensor> tokens, classes, flipped;
+  std::vector<std::string> captions;
   const auto encode = [&](const at::Tensor& images, const at::Tensor& labels, bool mirrored) {
     tokens.push_back(tokenizer->encode(images).to(at::kInt).cpu());
     classes.push_back(labels);
@@ -47,13 +48,16 @@ void run_encode(const EncodeOptions& o) {
     check_interrupt();
     const at::Tensor images = batch->images.to(device).to(at::kFloat) / 255;
     encode(images, batch->labels, false);
+    captions.insert(captions.end(), batch->captions.begin(), batch->captions.end());
     if (o.flip) encode(images.flip({3}), batch->labels, true);
+    if (o.flip) captions.insert(captions.end(), batch->captions.begin(), batch->captions.end());
     progress.update(done += batch->labels.size(0));
   }
   if (reader.skipped() > 0)
     warning(cat(reader.skipped(), " images of ", o.data, " could not be read and were left out"));
   TokenFile file;
   file.tokens = at::cat(tokens), file.classes = at::cat(classes), file.flipped = at::cat(flipped);
+  file.captions = std::move(captions);
   file.grid_height = file.grid_width = config.image_size / config.tokenizer->factor();
   file.vocab = config.tokenizer->codes;
   const auto hash = config.files.find("tokenizer.safetensors");
@@ -63,7 +67,8 @@ void run_encode(const EncodeOptions& o) {
   file.class_names = dataset->class_names();
   file.dataset = dataset->describe();
   write_token_file(o.output, file);
-  note(cat(o.output, ": ", file.tokens.size(0), " rows of ", file.tokens.size(1), " tokens"));
+  note(cat(o.output, ": ", file.tokens.size(0), " rows of ", file.tokens.size(1), " tokens",
+           file.captions.empty() ? "" : ", with captions"));
 }
 
 struct DecodeOptions {
@@ -128,7 +133,7 @@ void add_tokenize(CLI::App& app) {
   encode->add_option("-m,--model", e->model, "model folder with a tokenizer")->required();
   encode
       ->add_option("--data", e->data,
-                   "dataset: folder, .tar.gz, idx, CIFAR; #split and @begin:end may follow")
+                   "dataset: folder, .tar.gz, idx, CIFAR, .tsv, shards; #split and @begin:end may follow")
       ->required();
   encode->add_option("-o,--output", e->output, "FILE.safetensors")->required();
   encode->add_flag("--flip", e->flip, "also the mirrored images");

@@ -1,5 +1,7 @@
 // adanat train tokenizer|generator|policy|classifier (spec/cli.md, train).
 #include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/zeros.h>
 
 #include <filesystem>
 
@@ -7,6 +9,7 @@
 #include "apps/pipeline/pipeline.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
+#include "core/base/text.h"
 #include "core/features/classifier_recipe.h"
 #include "core/features/feature_net.h"
 #include "core/generator/generator_init.h"
@@ -105,6 +108,7 @@ ModelConfig describe_model(const TrainOptions& o, int64_t image_size,
       throw InputError(cat(o.model, ": its parts are for ", given.image_size,
                            "-pixel images, this run makes ", image_size));
     config.sampling = given.sampling;
+    config.text_encoder = given.text_encoder;
   }
   config.name = model_name(o.out);
   config.image_size = image_size;
@@ -158,14 +162,25 @@ void train_tokenizer(const TrainOptions& o) {
   run_training(*recipe, o.out, o.resume, run_info(o, device));
 }
 
-// A grid of the first classes under the cosine schedule, the same seeds each time.
-SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults) {
-  return [tokenizer, defaults](GeneratorImpl& generator) mutable {
-    const int64_t count = std::min<int64_t>(64, std::max<int64_t>(16, generator.config().classes));
+// A grid of the first classes, or of captions from all over `texts`, under the cosine schedule, the same
+// seeds each time.
+SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults, std::optional<TextFeatures> texts,
+                         at::Device device) {
+  return [tokenizer, defaults, texts, device](GeneratorImpl& generator) mutable {
+    const int64_t count =
+        texts ? 16 : std::min<int64_t>(64, std::max<int64_t>(16, generator.config().classes));
     const at::Tensor index = at::arange(count, at::kLong);
     const auto schedule = make_table_schedule("cosine", cosine_table(defaults.steps, defaults.table));
-    const at::Tensor tokens =
-        sample(generator, plain_start(generator, index % generator.config().classes, 42, index), *schedule);
+    SamplerStart start;
+    if (texts) {
+      const at::Tensor rows = (index * texts->size()).div(count, "trunc");
+      const auto states = [&](const at::Tensor& of) { return texts->states(of).to(device, at::kFloat); };
+      start = plain_start(generator, TextConditions{states(rows), states(at::zeros({1}, at::kLong))}, index,
+                          42, index);
+    } else {
+      start = plain_start(generator, index % generator.config().classes, 42, index);
+    }
+    const at::Tensor tokens = sample(generator, start, *schedule);
     const auto [rows, columns] = grid_shape(count);
     return std::vector<NamedImage>{
         {"samples", make_grid(decode_to_bytes(*tokenizer, tokens), rows, columns)}};
@@ -201,6 +216,37 @@ GeneratorTrainConfig parse_generator_config(const TrainOptions& o, const std::op
   return parse_config<GeneratorTrainConfig>(o, j);
 }
 
+// Whether captions are the condition: where the config says so, or where they are all that tells images
+// apart.
+bool wants_texts(const GeneratorTrainConfig& config, const TokenFile& tokens) {
+  return config.model.condition == "text" || (!tokens.captions.empty() && tokens.class_names.size() <= 1);
+}
+
+// The encoded captions in `file` as they were kept, or made now; "" = beside `data`, its extension replaced.
+TextFeatures text_features(const TrainOptions& o, fs::path file, const fs::path& data,
+                           const ModelConfig& given, const std::vector<std::string>& captions,
+                           at::Device device) {
+  const ClipTextEncoder encoder = open_text_encoder(o.model, given, device);
+  const std::string hash = encoder.hash();
+  if (file.empty()) {
+    file = data;
+    file.replace_extension(cat(".text-", hash.substr(0, 12), ".safetensors"));
+  }
+  if (fs::exists(file)) {
+    TextFeatures kept = TextFeatures::open(file);
+    if (kept.encoder_hash() != hash)
+      throw InputError(cat(file.string(), ": was made by the text encoder ",
+                           printable(kept.encoder_hash().substr(0, 12)), ", but ", o.model, " holds ",
+                           hash.substr(0, 12),
+                           "; remove the file, or name another with --set text_features=FILE"));
+    const auto known = [&](const std::string& caption) { return kept.contains(caption); };
+    if (std::all_of(captions.begin(), captions.end(), known)) return kept;
+    note(cat(file.string(), ": lacks some of the captions and is made again"));
+  }
+  TextFeatures::write(file, encoder, hash, captions);
+  return TextFeatures::open(file);
+}
+
 void train_generator(const TrainOptions& o) {
   const at::Device device = o.compute.apply();
   if (o.model.empty())
@@ -216,11 +262,25 @@ void train_generator(const TrainOptions& o) {
                          ", but ", o.model, " holds ", hash.substr(0, 12),
                          "; encode again with `adanat tokenize encode`"));
   note(cat(config.data, ": ", tokens.tokens.size(0), " images of ", tokens.tokens.size(1), " tokens"));
+  std::optional<TextFeatures> texts;
+  if (wants_texts(config, tokens)) {
+    std::vector<std::string> captions = tokens.captions;
+    if (captions.empty())
+      throw InputError(
+          cat(config.data, ": holds no captions; encode a captioned data set with `adanat tokenize encode`"));
+    if (!config.held_out.empty()) {
+      const TokenFile held_out = read_token_file(config.held_out);
+      captions.insert(captions.end(), held_out.captions.begin(), held_out.captions.end());
+    }
+    texts = text_features(o, config.text_features, config.data, given, captions, device);
+  }
   RecipeContext context = make_context(device, config.seed);
-  context.finish_model = finish_with(o, describe_model(o, given.image_size, tokens.class_names));
-  const auto recipe =
-      make_generator_recipe(config, std::move(tokens), init ? &*init : nullptr, context,
-                            sample_grid(open_tokenizer(o.model, given, device), given.sampling));
+  ModelConfig described = describe_model(o, given.image_size, tokens.class_names);
+  if (texts) described.class_names = {};
+  context.finish_model = finish_with(o, described);
+  const auto recipe = make_generator_recipe(
+      config, std::move(tokens), init ? &*init : nullptr, context,
+      sample_grid(open_tokenizer(o.model, given, device), given.sampling, texts, device), texts);
   run_training(*recipe, o.out, o.resume, run_info(o, device));
 }
 
@@ -232,6 +292,20 @@ PolicyTrainConfig parse_policy_config(const TrainOptions& o, const ModelConfig& 
   if (config.data.empty())
     throw InputError("--data: give the images to train against (or the config key \"data\")");
   return config;
+}
+
+// Those that can be read; the others count as empty.
+std::vector<std::string> captions_of(const ImageDataset& data) {
+  if (!data.has_captions())
+    throw InputError(cat(data.describe(), ": has no captions, but the generator makes images from texts"));
+  std::vector<std::string> out;
+  for (int64_t i = 0; i < data.size(); ++i) {
+    try {
+      out.push_back(data.caption(i));
+    } catch (const InputError&) {  // the recipe counts them
+    }
+  }
+  return out;
 }
 
 void train_policy(const TrainOptions& o) {
@@ -268,6 +342,13 @@ void train_policy(const TrainOptions& o) {
   parts.diagnostics = fs::path(o.out) / "diagnostics";
   const std::shared_ptr<const ImageDataset> data = open_dataset(config.data);
   note(data->describe());
+  if (given.from_texts()) {
+    const fs::path run = fs::absolute(fs::path(o.out) / "x").lexically_normal().parent_path();
+    fs::create_directories(run.parent_path());
+    parts.texts =
+        text_features(o, config.text_features, run.string() + ".x", given, captions_of(*data), device);
+    reward.text_width = parts.texts->pooled_width();
+  }
   std::optional<PolicyFile> init;
   if (!o.init.empty()) init = read_policy(fs::path(o.init) / policy_file_name(config.steps));
   RecipeContext context = make_context(device, config.seed);

@@ -14,9 +14,6 @@
 namespace adanat {
 namespace {
 
-// The next after those of kernels::Stream.
-constexpr auto kEdit = static_cast<kernels::Stream>(4);
-
 PixelMask make_mask(int width, int height, uint8_t value = 0) {
   return {width, height, std::vector<uint8_t>(size_t(width) * size_t(height), value)};
 }
@@ -166,8 +163,9 @@ std::vector<uint8_t> EditPlan::choose(int64_t seed, int64_t image_index) const {
   std::vector<std::pair<uint32_t, size_t>> ranked;  // draw and position
   for (size_t p = 0; p < cells.size(); ++p)
     if (cells[p])
-      ranked.emplace_back(kernels::draw(uint64_t(seed), 0, uint32_t(p), uint32_t(image_index), 0, kEdit).x,
-                          p);
+      ranked.emplace_back(
+          kernels::draw(uint64_t(seed), 0, uint32_t(p), uint32_t(image_index), 0, kernels::Stream::kEdit).x,
+          p);
   std::sort(ranked.begin(), ranked.end());
   std::vector<uint8_t> chosen(cells.size(), 0);
   for (int64_t i = 0; i < count; ++i) chosen[ranked[size_t(i)].second] = 1;

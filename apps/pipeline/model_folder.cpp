@@ -18,6 +18,24 @@ bool is_part(const fs::path& file) {
   return file.extension() == ".safetensors";
 }
 
+// The regular files of a folder, sorted; none where there is no such folder.
+std::vector<fs::path> files_in(const fs::path& folder) {
+  std::vector<fs::path> out;
+  if (!fs::is_directory(folder)) return out;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.is_regular_file() && !entry.path().filename().string().starts_with('.'))
+      out.push_back(entry.path());
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+void copy_durably(const fs::path& from, const fs::path& to) {
+  AtomicFile copy(to);  // durable, and it says so where the disk is full
+  const auto source = MappedFile::open(from);
+  copy.write(source->data(), source->size());
+  copy.commit();
+}
+
 // Distance in single-character edits; for "did you mean".
 size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<size_t> row(b.size() + 1);
@@ -90,6 +108,8 @@ ModelConfig read_model_config(const fs::path& folder) {
       config.tokenizer = config_from_json<TokenizerConfig>(value, where + ": tokenizer");
     else if (key == "generator")
       config.generator = config_from_json<GeneratorConfig>(value, where + ": generator");
+    else if (key == "text_encoder")
+      config.text_encoder = config_from_json<TextEncoderConfig>(value, where + ": text_encoder");
     else if (key == "files") {
       if (!value.is_object()) config_detail::throw_type(where, key, "an object", value);
       for (const auto& [name, hash] : value.items())
@@ -97,7 +117,7 @@ ModelConfig read_model_config(const fs::path& folder) {
     } else {
       config_detail::throw_unknown(where, key,
                                    {"format", "name", "program", "image_size", "preprocessing", "class_names",
-                                    "sampling", "tokenizer", "generator", "files"});
+                                    "sampling", "tokenizer", "generator", "text_encoder", "files"});
     }
   }
   for (const std::string& name : config.class_names)
@@ -108,9 +128,6 @@ ModelConfig read_model_config(const fs::path& folder) {
     throw InputError(cat(where, ": image_size must be 1..16384, got ", config.image_size));
   if (config.preprocessing != "adm-center-crop")
     throw InputError(cat(where, ": preprocessing must be adm-center-crop, got ", config.preprocessing));
-  if (config.generator && config.generator->condition != "class")
-    throw InputError(cat(where, ": the generator is conditioned on ", config.generator->condition,
-                         ", this version generates from classes only"));
   if (config.tokenizer && config.generator) {
     const int64_t factor = config.tokenizer->factor();
     if (config.generator->grid_height * factor != config.image_size ||
@@ -139,6 +156,7 @@ void write_model_config(const fs::path& folder, ModelConfig config) {
   for (const auto& entry : fs::directory_iterator(folder))
     if (is_part(entry.path())) parts.push_back(entry.path());
   std::sort(parts.begin(), parts.end());
+  const std::vector<fs::path> encoder = files_in(folder / kTextEncoderFolder);
   Json j;
   j["format"] = kModelFormat;
   j["name"] = config.name;
@@ -149,8 +167,11 @@ void write_model_config(const fs::path& folder, ModelConfig config) {
   j["sampling"] = config_to_json(config.sampling);
   if (config.tokenizer) j["tokenizer"] = config_to_json(*config.tokenizer);
   if (config.generator) j["generator"] = config_to_json(*config.generator);
+  if (!encoder.empty()) j["text_encoder"] = config_to_json(config.text_encoder);
   j["files"] = Json::object();
   for (const fs::path& part : parts) j["files"][part.filename().string()] = sha256_file(part.string());
+  for (const fs::path& file : encoder)
+    j["files"][cat(kTextEncoderFolder, "/", file.filename().string())] = sha256_file(file.string());
   write_file_atomic(folder / kConfigFile, j.dump(2) + "\n");
 }
 
@@ -168,11 +189,22 @@ void copy_missing_parts(const fs::path& from, const fs::path& to) {
     const fs::path target = to / entry.path().filename();
     if (!is_part(entry.path()) || fs::exists(target)) continue;
     if (new_generator && entry.path().filename().string().starts_with("policy-")) continue;
-    AtomicFile copy(target);  // durable, and it says so where the disk is full
-    const auto source = MappedFile::open(entry.path());
-    copy.write(source->data(), source->size());
-    copy.commit();
+    copy_durably(entry.path(), target);
   }
+  if (fs::exists(to / kTextEncoderFolder)) return;
+  for (const fs::path& file : files_in(from / kTextEncoderFolder)) {
+    fs::create_directories(to / kTextEncoderFolder);
+    const fs::path target = to / kTextEncoderFolder / file.filename();
+    std::error_code error;  // another file system, or one without links: then it is copied
+    fs::create_hard_link(fs::canonical(file), target, error);
+    if (error) copy_durably(file, target);
+  }
+}
+
+void require_class_model(const ModelConfig& config, const std::string& what) {
+  if (config.from_texts())
+    throw InputError(cat(what, ": the model ", config.name,
+                         " makes images from texts, this needs one that makes them from classes"));
 }
 
 SafetensorsFile open_part(const fs::path& folder, const ModelConfig& config, const std::string& name) {

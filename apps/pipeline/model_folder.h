@@ -2,6 +2,7 @@
 //   config.json            format number, sizes, class names, sampling defaults, hash of each file
 //   tokenizer.safetensors, generator.safetensors, features.safetensors, measure.safetensors
 //   policy-T{steps}.safetensors, policy-any.safetensors, card.md
+//   text_encoder/          models of texts: a Hugging Face folder of a CLIP (core/text/clip.h), as it is
 // A folder may hold some parts only (a tokenizer that no generator was trained for yet).
 #pragma once
 #include <filesystem>
@@ -35,6 +36,20 @@ struct SamplingDefaults {
   bool operator==(const SamplingDefaults&) const = default;
 };
 
+// How texts are prepared for the encoder in text_encoder/.
+struct TextEncoderConfig {
+  std::string pad_token;
+
+  static constexpr auto fields() {
+    return std::tuple{field("pad_token", &TextEncoderConfig::pad_token,
+                            "token that fills up short texts; empty = what the encoder's folder says")};
+  }
+  void validate() const {}
+  bool operator==(const TextEncoderConfig&) const = default;
+};
+
+inline constexpr const char* kTextEncoderFolder = "text_encoder";
+
 struct ModelConfig {
   int64_t format = kModelFormat;
   std::string name;     // the folder's own idea of it: "signs"
@@ -45,6 +60,9 @@ struct ModelConfig {
   SamplingDefaults sampling;
   std::optional<TokenizerConfig> tokenizer;
   std::optional<GeneratorConfig> generator;
+  TextEncoderConfig text_encoder;
+  // Whether images are made from texts.
+  bool from_texts() const { return generator && generator->condition == "text"; }
   std::map<std::string, std::string> files;  // name -> SHA-256
 };
 
@@ -62,7 +80,8 @@ void write_model_config(const std::filesystem::path& folder, ModelConfig config)
 std::optional<std::filesystem::path> policy_for(const std::filesystem::path& folder, int64_t steps);
 
 // Copies the parts of `from` that `to` does not have: a stage of training adds its own part to those it was
-// given. Policies are left out where `to` has a generator of its own.
+// given. Policies are left out where `to` has a generator of its own. A text encoder is linked where the file
+// system can, for it is large and never changed.
 void copy_missing_parts(const std::filesystem::path& from, const std::filesystem::path& to);
 
 // Files up to this size are compared with their hash at every start: some hundredths of a second. Larger ones
@@ -76,6 +95,9 @@ SafetensorsFile open_part(const std::filesystem::path& folder, const ModelConfig
 
 // Files whose hash differs from config.json's, or that are missing; empty = all is well.
 std::vector<std::string> verify_model(const std::filesystem::path& folder, const ModelConfig& config);
+
+// InputError naming `what` (a command, a flag) where the model makes images from texts.
+void require_class_model(const ModelConfig& config, const std::string& what);
 
 // The id of a class given by name or by number (an integer is always an id). InputError that names close
 // matches.

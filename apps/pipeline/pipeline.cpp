@@ -3,8 +3,10 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/base/log.h"
@@ -67,6 +69,22 @@ Generator open_generator(const fs::path& folder, const ModelConfig& config, at::
   return generator;
 }
 
+ClipTextEncoder open_text_encoder(const fs::path& folder, const ModelConfig& config, at::Device device) {
+  const fs::path place = folder / kTextEncoderFolder;
+  if (!fs::is_directory(place))
+    throw InputError(cat(folder.string(),
+                         ": holds no text encoder; put the Hugging Face folder of its CLIP into ",
+                         place.string(), " (config.json, weights, vocab.json, merges.txt)"));
+  ClipTextEncoder encoder = ClipTextEncoder::open(place, device, config.text_encoder.pad_token);
+  if (config.from_texts() && (encoder.config().width != config.generator->text_width ||
+                              encoder.config().positions != config.generator->text_tokens))
+    throw InputError(cat(place.string(), ": gives ", encoder.config().positions, " states of width ",
+                         encoder.config().width, ", the generator wants ", config.generator->text_tokens,
+                         " of width ", config.generator->text_width,
+                         "; it was trained with another encoder"));
+  return encoder;
+}
+
 Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarType dtype) {
   Pipeline out(folder, read_model_config(folder), device);
   out.tokenizer_ = open_tokenizer(folder, out.config_, device);
@@ -116,12 +134,30 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
   return make_schedule(name, steps, options, config_.generator->grid_height, config_.generator->grid_width);
 }
 
+void Pipeline::set_prompts(const std::vector<std::string>& prompts) {
+  if (!config_.from_texts())
+    throw InputError(cat(folder_.string(), ": makes images from classes, not from texts"));
+  const ClipTextEncoder encoder = open_text_encoder(folder_, config_, device_);
+  std::vector<std::string> texts = {""};
+  std::vector<int64_t> rows;
+  for (const std::string& prompt : prompts) {
+    const auto known = std::find(texts.begin() + 1, texts.end(), prompt);
+    rows.push_back(known - texts.begin());
+    if (known == texts.end()) texts.push_back(prompt);
+  }
+  const at::Tensor states = encoder.encode(texts).states;
+  prompts_ = {states.index_select(0, at::tensor(rows, at::kLong).to(device_)), states.narrow(0, 0, 1)};
+}
+
 at::Tensor Pipeline::generate_tokens(const BatchRequest& request, const Schedule& schedule,
                                      const std::vector<SamplerObserver*>& observers) {
   const auto count = int64_t(request.classes.size());
   const at::Tensor classes = at::tensor(request.classes, at::kLong);  // plain_start takes them to the device
   const at::Tensor index = at::arange(request.first_index, request.first_index + count, at::kLong);
-  SamplerStart start = plain_start(*generator_, classes, request.seed, index);
+  if (config_.from_texts() && !prompts_.states.defined())
+    throw InputError(cat(folder_.string(), ": makes images from texts; give --prompt TEXT"));
+  SamplerStart start = config_.from_texts() ? plain_start(*generator_, prompts_, classes, request.seed, index)
+                                            : plain_start(*generator_, classes, request.seed, index);
   if (request.start.defined()) {
     TORCH_CHECK(request.start.sizes() == start.tokens.sizes(), "generate: the start must be ",
                 start.tokens.sizes(), ", got ", request.start.sizes());

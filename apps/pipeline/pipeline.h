@@ -8,12 +8,13 @@
 #include "apps/pipeline/model_folder.h"
 #include "core/io/image.h"
 #include "core/sampling/sampler.h"
+#include "core/text/clip.h"
 
 namespace adanat {
 
 // One batch of images to make: sizes of both lists are equal.
 struct BatchRequest {
-  std::vector<int64_t> classes;  // ids
+  std::vector<int64_t> classes;  // ids; for a model of texts: places in the list given to set_prompts
   int64_t seed = 42;
   int64_t first_index = 0;  // image i of the batch is image first_index + i of the seed
   at::Tensor start = {};    // (B, N) i64 on the CPU: known tokens, V = to be made; undefined = all to be made
@@ -45,6 +46,11 @@ class Pipeline {
   std::unique_ptr<Schedule> schedule(const std::string& chosen, int64_t steps, const TableOptions& options,
                                      const std::filesystem::path& policy = {}) const;
 
+  // Models of texts: the texts that requests choose from. Encodes each of them once, and the empty one; the
+  // encoder is in memory only for that long. A warning names what is too long. InputError: a model of
+  // classes, no encoder in the folder, or one of other sizes than the generator's.
+  void set_prompts(const std::vector<std::string>& prompts);
+
   // RunError naming the folder: the weights give a logit that is not a number.
   BatchResult generate(const BatchRequest& request, const Schedule& schedule,
                        const std::vector<SamplerObserver*>& observers = {});
@@ -66,7 +72,12 @@ class Pipeline {
   at::Device device_;
   Tokenizer tokenizer_{nullptr};
   Generator generator_{nullptr};
+  TextConditions prompts_;  // of models of texts, once they are set
 };
+
+// Opens the text encoder of a folder and compares its sizes with the generator's. InputError as above.
+ClipTextEncoder open_text_encoder(const std::filesystem::path& folder, const ModelConfig& config,
+                                  at::Device device);
 
 // Loads the generator of a folder for inference, without gradients.
 Generator open_generator(const std::filesystem::path& folder, const ModelConfig& config, at::Device device,

@@ -21,6 +21,8 @@ class RangeDataset : public ImageDataset {
   int64_t size() const override { return end_ - begin_; }
   int64_t label(int64_t i) const override { return all_->label(begin_ + i); }
   Image image(int64_t i) const override { return all_->image(begin_ + i); }
+  bool has_captions() const override { return all_->has_captions(); }
+  std::string caption(int64_t i) const override { return all_->caption(begin_ + i); }
   std::string item_name(int64_t i) const override { return all_->item_name(begin_ + i); }
   const std::vector<std::string>& class_names() const override { return all_->class_names(); }
   std::string describe() const override {
@@ -35,6 +37,7 @@ class RangeDataset : public ImageDataset {
 std::unique_ptr<ImageDataset> open_whole(const fs::path& path, const std::string& split) {
   std::error_code error;
   const auto status = fs::status(path, error);
+  if (auto dataset = try_open_shards(path, split)) return dataset;
   if (!fs::exists(status)) throw InputError(cat(path.string(), ": no such file or folder"));
   if (auto dataset = try_open_mnist(path, split)) return dataset;
   if (fs::is_directory(status)) {
@@ -43,16 +46,19 @@ std::unique_ptr<ImageDataset> open_whole(const fs::path& path, const std::string
     return open_tree(std::move(files), split);
   }
   if (TarArchive::has_tar_name(path)) {
-    auto files = open_archive(path);
+    auto archive = TarArchive::open(path);
+    if (auto dataset = try_open_shard(path, archive, split)) return dataset;
+    auto files = open_archive(path, std::move(archive));
     if (auto dataset = try_open_cifar(files, split)) return dataset;
     return open_tree(std::move(files), split);
   }
   if (auto dataset = try_open_cifar_file(path, split)) return dataset;
   if (auto dataset = try_open_npz(path, split)) return dataset;
+  if (auto dataset = try_open_tsv(path, split)) return dataset;
   throw InputError(cat(
       path.string(),
       ": is no dataset that this program reads; give a folder or .tar(.gz) with one folder per class, MNIST "
-      "idx files, CIFAR binaries or an .npz with arr_0"));
+      "idx files, CIFAR binaries, an .npz with arr_0, a .tsv of captions or WebDataset shards"));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Labelled images, wherever they are stored: folders, tar archives, MNIST idx files, CIFAR binaries.
+// Labelled or captioned images, wherever they are stored: folders, tar archives, MNIST idx files, CIFAR
+// binaries, tables, shards.
 #pragma once
 #include <cstdint>
 #include <filesystem>
@@ -25,6 +26,10 @@ class ImageDataset {
   virtual int64_t label(int64_t i) const = 0;
   // Decodes item i. InputError naming the file for one that is broken or no image.
   virtual Image image(int64_t i) const = 0;
+  // Whether items have captions. caption(): UTF-8, not empty; InputError naming the item for one that has
+  // none or a broken one.
+  virtual bool has_captions() const { return false; }
+  virtual std::string caption(int64_t) const { return {}; }
   // For messages: "DIR/cat/1.jpg", "x.tar.gz: cat/1.jpg", "t10k-images-idx3-ubyte.gz: image 17".
   virtual std::string item_name(int64_t i) const = 0;
   virtual const std::vector<std::string>& class_names() const = 0;
@@ -57,6 +62,14 @@ class ImageDataset {
 // - an .npz of samples as the ADM evaluator reads it: arr_0 (N, H, W, 3) bytes, optionally arr_1 (N) labels.
 // Above 1 GiB it
 //   is read in order and never held whole; other orders are slow then.
+// - a .tsv table of captioned images, one class "all": rows of caption and image file, in either order (told
+// by
+//   the names, or by a first row like "caption<TAB>image"; files are looked for from the table's folder), or
+//   AdaNAT's four columns key, number, caption, base64 image (with the .lineidx of its maker, or without).
+// - WebDataset shards: one .tar, a folder of them, or "x-{00000..00012}.tar". Neighbours of one name are a
+// sample:
+//   an image with .txt (its caption) or .cls (its class, an integer) or both. An image without .txt counts as
+//   broken where others have one; where an image lacks a .cls, all are of one class.
 // Classes are sorted by bytes, or by value where all names are integers. Items are in file order, for folders
 // and archives sorted by name (bytes).
 //

@@ -33,7 +33,9 @@ class FileSource {
 
 // Hidden files and folders (".x", "__MACOSX") are left out; links are followed.
 std::shared_ptr<const FileSource> open_folder(const std::filesystem::path& folder);
-std::shared_ptr<const FileSource> open_archive(const std::filesystem::path& archive);
+// `archive`: what stands at `path`, opened.
+std::shared_ptr<const FileSource> open_archive(const std::filesystem::path& path,
+                                               std::shared_ptr<const TarArchive> archive);
 
 // Each opens one split ("" = the default) of its kind. The functions that can see from the names that it is
 // not their kind return null then; everything else that is wrong is an InputError.
@@ -44,6 +46,12 @@ std::unique_ptr<ImageDataset> try_open_cifar_file(const std::filesystem::path& f
                                                   const std::string& split);
 std::unique_ptr<ImageDataset> try_open_mnist(const std::filesystem::path& path, const std::string& split);
 std::unique_ptr<ImageDataset> try_open_npz(const std::filesystem::path& path, const std::string& split);
+std::unique_ptr<ImageDataset> try_open_tsv(const std::filesystem::path& path, const std::string& split);
+// One archive; a folder of them, or a range of files (then `path` does not exist).
+std::unique_ptr<ImageDataset> try_open_shard(const std::filesystem::path& path,
+                                             std::shared_ptr<const TarArchive> archive,
+                                             const std::string& split);
+std::unique_ptr<ImageDataset> try_open_shards(const std::filesystem::path& path, const std::string& split);
 
 // "train", "test" or "val" for the usual names of their folders, else "".
 std::string_view split_of_folder(std::string_view name);

@@ -57,7 +57,8 @@ class Folder : public FileSource {
 
 class Archive : public FileSource {
  public:
-  explicit Archive(fs::path path) : path_(std::move(path)), archive_(TarArchive::open(path_)) {
+  Archive(fs::path path, std::shared_ptr<const TarArchive> archive)
+      : path_(std::move(path)), archive_(std::move(archive)) {
     std::vector<std::pair<std::string, size_t>> named;
     for (size_t i = 0; i < archive_->entries().size(); ++i) {
       const std::string& name = archive_->entries()[i].name;
@@ -102,8 +103,9 @@ class Archive : public FileSource {
 std::shared_ptr<const FileSource> open_folder(const fs::path& folder) {
   return std::make_shared<Folder>(folder);
 }
-std::shared_ptr<const FileSource> open_archive(const fs::path& archive) {
-  return std::make_shared<Archive>(archive);
+std::shared_ptr<const FileSource> open_archive(const fs::path& path,
+                                               std::shared_ptr<const TarArchive> archive) {
+  return std::make_shared<Archive>(path, std::move(archive));
 }
 
 std::string_view split_of_folder(std::string_view name) {

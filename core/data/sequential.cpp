@@ -27,7 +27,9 @@ SequentialReader::Decoded SequentialReader::decode(int64_t first) const {
   int64_t filled = 0, item = first;
   for (; filled < batch_size_ && item < dataset_.size(); ++item) {
     Image image;
+    std::string caption;
     try {
+      if (dataset_.has_captions()) caption = dataset_.caption(item);
       image = adm_center_crop(dataset_.image(item), int(s));
     } catch (const InputError& error) {
       if (!skip_broken_) throw;
@@ -38,8 +40,9 @@ SequentialReader::Decoded SequentialReader::decode(int64_t first) const {
     for (int64_t p = 0; p < plane; ++p)
       for (int64_t c = 0; c < 3; ++c) pixels[(filled * 3 + c) * plane + p] = image.rgb[size_t(p * 3 + c)];
     labels.mutable_data_ptr<int64_t>()[filled++] = dataset_.label(item);
+    if (dataset_.has_captions()) out.batch.captions.push_back(std::move(caption));
   }
-  out.batch = {images.narrow(0, 0, filled), labels.narrow(0, 0, filled)};
+  out.batch.images = images.narrow(0, 0, filled), out.batch.labels = labels.narrow(0, 0, filled);
   out.next_item = item;
   return out;
 }

@@ -4,18 +4,21 @@
 
 #include <future>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "core/data/dataset.h"
 
 namespace adanat {
 
 struct SequentialBatch {
-  at::Tensor images;  // (B, 3, S, S) u8, ADM-cropped, B <= batch_size
-  at::Tensor labels;  // (B) i64
+  at::Tensor images;                  // (B, 3, S, S) u8, ADM-cropped, B <= batch_size
+  at::Tensor labels;                  // (B) i64
+  std::vector<std::string> captions;  // B of them where the dataset has captions, else none
 };
 
-// Not thread-safe. With `skip_broken` broken items are left out and counted (the first ones named on stderr);
-// without it the first one is thrown as InputError from next().
+// Not thread-safe. With `skip_broken` broken items (their captions included) are left out and counted (the
+// first ones named on stderr); without it the first one is thrown as InputError from next().
 class SequentialReader {
  public:
   SequentialReader(const ImageDataset& dataset, int64_t image_size, int64_t batch_size, bool skip_broken);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/text.h"
 #include "core/data/token_header.h"
 #include "core/io/safetensors.h"
 
@@ -58,6 +59,48 @@ void check_content(const TokenFile& file, const Fail& fail) {
   check_range<uint8_t>(file.flipped, "flipped", 2, fail);
 }
 
+// All captions in one piece and where each ends.
+struct PackedTexts {
+  std::string bytes;
+  std::vector<int64_t> ends;
+};
+PackedTexts pack(const std::vector<std::string>& texts) {
+  PackedTexts out;
+  for (const std::string& text : texts) {
+    out.bytes += text;
+    out.ends.push_back(int64_t(out.bytes.size()));
+  }
+  return out;
+}
+
+std::vector<std::string> read_captions(const SafetensorsFile& file, int64_t rows) {
+  const std::string where = file.path().string();
+  const bool some = file.find("captions") != nullptr, both = some && file.find("caption_ends") != nullptr;
+  if (!some && file.find("caption_ends") == nullptr) return {};
+  if (!both)
+    throw InputError(cat(where, ": \"captions\" and \"caption_ends\" belong together, one is missing"));
+  const at::Tensor bytes = read_tensor(file, "captions", DType::kU8, at::kByte, 1);
+  const at::Tensor ends = read_tensor(file, "caption_ends", DType::kI64, at::kLong, 1);
+  if (ends.size(0) != rows)
+    throw InputError(cat(where, ": \"caption_ends\" has ", ends.size(0), " entries for ", rows, " images"));
+  const auto* text = reinterpret_cast<const char*>(bytes.const_data_ptr<uint8_t>());
+  std::vector<std::string> out;
+  int64_t begin = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t end = ends.const_data_ptr<int64_t>()[i];
+    if (end < begin || end > bytes.size(0))
+      throw InputError(cat(where, ": \"caption_ends\" holds ", end, " at position ", i, ", outside [", begin,
+                           ", ", bytes.size(0), "]"));
+    out.emplace_back(text + begin, size_t(end - begin));
+    if (!is_utf8(out.back())) throw InputError(cat(where, ": caption ", i, " is not valid UTF-8"));
+    begin = end;
+  }
+  if (begin != bytes.size(0))
+    throw InputError(
+        cat(where, ": \"captions\" has ", bytes.size(0) - begin, " bytes behind the last caption"));
+  return out;
+}
+
 TensorBytes bytes_of(const char* name, DType dtype, const at::Tensor& tensor) {
   return {name, dtype, tensor.sizes().vec(), tensor.const_data_ptr(), tensor.nbytes()};
 }
@@ -69,6 +112,7 @@ TokenFile parse(const SafetensorsFile& file) {
   result.tokens = read_tensor(file, "tokens", DType::kI32, at::kInt, 2);
   result.classes = read_tensor(file, "classes", DType::kI64, at::kLong, 1);
   result.flipped = read_tensor(file, "flipped", DType::kU8, at::kByte, 1);
+  result.captions = read_captions(file, result.tokens.size(0));
   result.grid_height = header.grid_height;
   result.grid_width = header.grid_width;
   result.vocab = header.vocab;
@@ -104,16 +148,33 @@ void write_token_file(const fs::path& path, const TokenFile& file) {
   } catch (const nlohmann::json::exception&) {
     fail("a class name is not valid UTF-8");
   }
-  write_safetensors(
-      path,
-      {bytes_of("tokens", DType::kI32, checked.tokens), bytes_of("classes", DType::kI64, checked.classes),
-       bytes_of("flipped", DType::kU8, checked.flipped)},
-      {{"format", kTokenFormat},
-       {"tokenizer_hash", file.tokenizer_hash},
-       {"grid", cat(file.grid_height, "x", file.grid_width)},
-       {"vocab", std::to_string(file.vocab)},
-       {"class_names", names},
-       {"dataset", file.dataset}});
+  std::vector<TensorBytes> tensors = {bytes_of("tokens", DType::kI32, checked.tokens),
+                                      bytes_of("classes", DType::kI64, checked.classes),
+                                      bytes_of("flipped", DType::kU8, checked.flipped)};
+  const PackedTexts captions = pack(file.captions);
+  if (!file.captions.empty()) {
+    if (int64_t(file.captions.size()) != checked.tokens.size(0))
+      fail(cat(file.captions.size(), " captions for ", checked.tokens.size(0), " images"));
+    for (const std::string& caption : file.captions)
+      if (!is_utf8(caption)) fail("a caption is not valid UTF-8");
+    tensors.push_back({"captions",
+                       DType::kU8,
+                       {int64_t(captions.bytes.size())},
+                       captions.bytes.data(),
+                       captions.bytes.size()});
+    tensors.push_back({"caption_ends",
+                       DType::kI64,
+                       {int64_t(captions.ends.size())},
+                       captions.ends.data(),
+                       captions.ends.size() * sizeof(int64_t)});
+  }
+  write_safetensors(path, std::move(tensors),
+                    {{"format", kTokenFormat},
+                     {"tokenizer_hash", file.tokenizer_hash},
+                     {"grid", cat(file.grid_height, "x", file.grid_width)},
+                     {"vocab", std::to_string(file.vocab)},
+                     {"class_names", names},
+                     {"dataset", file.dataset}});
 }
 
 bool is_token_file(const fs::path& path) {

@@ -15,13 +15,15 @@ struct TokenFile {
   at::Tensor tokens;   // (M, N) i32, 0 <= id < vocab, N = grid_height*grid_width
   at::Tensor classes;  // (M) i64, 0 <= class < class_names.size() (any value >= 0 if there are no names)
   at::Tensor flipped;  // (M) u8: 1 where the row is of the mirrored image
+  std::vector<std::string> captions;  // M texts (UTF-8), or none
   int64_t grid_height = 0, grid_width = 0, vocab = 0;
   std::string tokenizer_hash;
   std::vector<std::string> class_names;
   std::string dataset;  // describe() of the images
 };
 // Metadata keys: format ("adanat-tokens-1"), tokenizer_hash, grid ("16x16", height first), vocab, class_names
-// (JSON array), dataset.
+// (JSON array), dataset. Captions, where there are any, are two more tensors: `captions` u8, all of them one
+// behind the other, and `caption_ends` (M) i64, where each ends.
 
 // The tensors own their memory. Everything said above is checked; InputError names the file, the key and both
 // sides.

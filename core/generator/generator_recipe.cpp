@@ -59,18 +59,22 @@ namespace {
 class GeneratorRecipe : public Recipe {
  public:
   GeneratorRecipe(GeneratorTrainConfig config, TokenFile data, const GeneratorInit* init,
-                  RecipeContext context, SampleImages sample_images)
+                  RecipeContext context, SampleImages sample_images, std::optional<TextFeatures> texts)
       : config_(std::move(config)),
         data_(std::move(data)),
         context_(std::move(context)),
         sample_images_(std::move(sample_images)),
+        texts_(std::move(texts)),
         generator_(at::globalContext().defaultGenerator(at::kCPU)) {
     GeneratorConfig& model = config_.model;
     model.codes = data_.vocab;
     model.grid_height = data_.grid_height, model.grid_width = data_.grid_width;
-    model.condition = "class";
-    model.classes = data_.class_names.empty() ? data_.classes.max().item<int64_t>() + 1
-                                              : int64_t(data_.class_names.size());
+    model.condition = texts_ ? "text" : "class";
+    if (texts_)
+      model.text_width = texts_->width(), model.text_tokens = texts_->tokens();
+    else
+      model.classes = data_.class_names.empty() ? data_.classes.max().item<int64_t>() + 1
+                                                : int64_t(data_.class_names.size());
     config_.validate();
     context_.seed = uint64_t(config_.seed);
     if (global_batch() > data_.tokens.size(0))
@@ -80,7 +84,9 @@ class GeneratorRecipe : public Recipe {
       held_out_ = read_token_file(config_.held_out);
       if (held_out_->tokenizer_hash != data_.tokenizer_hash || held_out_->vocab != data_.vocab)
         throw InputError(cat(config_.held_out, ": was made by another tokenizer than the training tokens"));
+      if (texts_) take_captions(*held_out_, config_.held_out);
     }
+    if (texts_) take_captions(data_, config_.data);
     at::manual_seed(context_.seed);  // every device: dropout draws where the weights are
     net_ = Generator(model);
     if (init != nullptr) {
@@ -98,6 +104,7 @@ class GeneratorRecipe : public Recipe {
     Json j = config_to_json(config_);
     // Compared on resume: other tokens under the same weights would go unnoticed.
     j["trained_on"] = {{"tokenizer_hash", data_.tokenizer_hash}, {"rows", data_.tokens.size(0)}};
+    if (texts_) j["trained_on"]["text_encoder"] = texts_->encoder_hash();
     return j;
   }
   const LoopConfig& loop() const override { return config_.loop; }
@@ -184,6 +191,17 @@ class GeneratorRecipe : public Recipe {
     GeneratorRecipe& recipe;
   };
 
+  // From here on `classes` of a captioned file are its captions' places among the encoded texts; 0 is the
+  // empty one.
+  void take_captions(TokenFile& file, const std::string& name) const {
+    if (file.captions.empty())
+      throw InputError(
+          cat(name, ": holds no captions; encode a captioned data set with `adanat tokenize encode`"));
+    file.classes = texts_->rows_of(file.captions);
+    file.captions = {};
+  }
+  int64_t empty_class() const { return texts_ ? 0 : config_.model.classes; }
+
   int64_t global_batch() const { return config_.batch_size * context_.world_size; }
 
   // Rows of this process for an update: the order of the epoch, cut into whole batches.
@@ -209,11 +227,11 @@ class GeneratorRecipe : public Recipe {
         draw_mask_ratios(config_.mask_law, config_.mask_alpha, config_.mask_beta, b, generator_);
     const at::Tensor hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
     if (condition_dropout > 0)
-      classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout,
-                                    config_.model.classes);
+      classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, empty_class());
+    const at::Tensor condition = texts_ ? texts_->states(classes).to(at::kFloat) : classes;
     const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
     return masked_token_loss(*net_, ids.to(context_.device), hidden.to(context_.device),
-                             classes.to(context_.device), smoothing);
+                             condition.to(context_.device), smoothing);
   }
 
   GeneratorTrainConfig config_;
@@ -221,6 +239,7 @@ class GeneratorRecipe : public Recipe {
   std::optional<TokenFile> held_out_;
   RecipeContext context_;
   SampleImages sample_images_;
+  std::optional<TextFeatures> texts_;
   at::Generator generator_;
   Generator net_{nullptr};
   std::unique_ptr<Optimizer> optimizer_;
@@ -233,9 +252,9 @@ class GeneratorRecipe : public Recipe {
 
 std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, TokenFile data,
                                               const GeneratorInit* init, RecipeContext context,
-                                              SampleImages sample_images) {
+                                              SampleImages sample_images, std::optional<TextFeatures> texts) {
   return std::make_unique<GeneratorRecipe>(std::move(config), std::move(data), init, std::move(context),
-                                           std::move(sample_images));
+                                           std::move(sample_images), std::move(texts));
 }
 
 }  // namespace adanat

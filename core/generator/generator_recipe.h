@@ -2,9 +2,11 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "core/data/token_file.h"
 #include "core/generator/transformer.h"
+#include "core/text/text_features.h"
 #include "core/train/ema.h"
 #include "core/train/precision.h"
 #include "core/train/recipe.h"
@@ -27,6 +29,7 @@ struct GeneratorTrainConfig {
   double condition_dropout = 0.15;
   std::string data;
   std::string held_out;
+  std::string text_features;
   int64_t seed = 0;
   std::string dtype = "auto";
   std::string store = "float16";
@@ -51,6 +54,8 @@ struct GeneratorTrainConfig {
         field("data", &C::data, "token file to train on; --data wins"),
         field("seed", &C::seed, "of the weights, the order of the data and every random draw; --seed wins"),
         field("held_out", &C::held_out, "a second token file to measure the loss on; empty = none"),
+        field("text_features", &C::text_features,
+              "file that keeps the encoded captions (condition text); empty = beside the token file"),
         field("dtype", &C::dtype, kDtypeHelp),
         field("store", &C::store, "type of the weights written: float32, float16 or bfloat16"),
     };
@@ -69,11 +74,13 @@ at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, co
 using SampleImages = std::function<std::vector<NamedImage>(GeneratorImpl& generator)>;
 
 // `init`: weights to start from, or null (generator_init.h says what fits). The token file supplies
-// model.codes, grid and classes. write_model() writes generator.safetensors and then calls
-// context.finish_model.
+// model.codes, grid and classes. `texts`: the encoded captions of both token files, for a text condition;
+// without it the condition is the class. The empty condition is the empty text's states. write_model() writes
+// generator.safetensors and then calls context.finish_model.
 std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, TokenFile data,
                                               const GeneratorInit* init, RecipeContext context,
-                                              SampleImages sample_images);
+                                              SampleImages sample_images,
+                                              std::optional<TextFeatures> texts = std::nullopt);
 
 // generator.safetensors: the weights, with the config as metadata.
 void write_generator(const std::filesystem::path& file, const GeneratorConfig& config,

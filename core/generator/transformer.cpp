@@ -152,8 +152,9 @@ at::Tensor GeneratorImpl::features(const at::Tensor& tokens, const at::Tensor& c
               tokens.sizes());
   TORCH_CHECK(condition.size(0) == b, "generator: ", b, " samples, but ", condition.size(0), " conditions");
   rows_computed_ += b;
-  const at::Tensor front =
-      class_embed_.is_empty() ? text_embed_(condition) : class_embed_(condition.view({b, 1}));
+  const at::Tensor front = class_embed_.is_empty()
+                               ? text_embed_(condition.to(text_embed_->weight.scalar_type()))
+                               : class_embed_(condition.view({b, 1}));
   at::Tensor x = at::cat({front, token_emb_(tokens)}, 1);
   std::vector<at::Tensor> skips;
   for (const auto& block : *in_blocks_) {

@@ -115,7 +115,8 @@ class GeneratorImpl : public torch::nn::Module {
   explicit GeneratorImpl(GeneratorConfig config);
 
   // tokens (B, N) i64 in [0, V]; condition: class ids (B) i64 in [0, classes], or text states (B, S,
-  // text_width). Returns the final-norm features at the N image positions, (B, N, D): what the policy reads.
+  // text_width) of any float type. Returns the final-norm features at the N image positions, (B, N, D): what
+  // the policy reads.
   at::Tensor features(const at::Tensor& tokens, const at::Tensor& condition);
   // features (..., D) -> logits (..., V). Takes any subset of rows: only hidden positions need it.
   at::Tensor logits(const at::Tensor& features);

@@ -131,6 +131,22 @@ SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& class
           .classes = {condition, distinct.to(device), row_of.to(device)}};
 }
 
+SamplerStart plain_start(const GeneratorImpl& generator, const TextConditions& texts, const at::Tensor& text,
+                         int64_t seed, const at::Tensor& image_index) {
+  const int64_t b = text.size(0);
+  const at::Device device = texts.states.device();
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  const at::Tensor condition = texts.states.index_select(0, text.to(device));
+  const auto [distinct, row_of] = distinct_classes(text);
+  return {.tokens = at::full({b, generator.config().tokens()}, generator.mask_id(), options),
+          .condition = condition,
+          .empty = texts.empty,
+          .seed = at::full({b}, seed, options),
+          .image_index = image_index.to(device),
+          .plain = true,
+          .classes = {condition, texts.states.index_select(0, distinct.to(device)), row_of.to(device)}};
+}
+
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
                   const std::vector<SamplerObserver*>& observers) {
   const at::NoGradGuard no_grad;
@@ -144,7 +160,8 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
   at::Tensor tokens = start.tokens, proposals = start.tokens;
   for (int64_t t = 0; t < steps; ++t) {
     const bool guided = schedule.known_guidance(t).value_or(1) > 0;
-    const bool one_row_per_class = t == 0 && start.plain && start.condition.dim() == 1;
+    const bool knows_distinct = start.condition.dim() == 1 || start.classes.of.is_same(start.condition);
+    const bool one_row_per_class = t == 0 && start.plain && knows_distinct;
     const Forward pass = one_row_per_class ? forward_plain(generator, start, guided)
                                            : forward(generator, start, tokens, guided);
     schedule.see_tokens(state.get(), tokens);

@@ -17,11 +17,12 @@ struct SamplerStart {
   at::Tensor image_index;  // (B) i64: a seed and an index are an image, whatever the batch
   bool plain = false;  // every token is hidden in every sample (then step 0 needs one row per distinct class)
 
-  // Which classes `condition` holds, found before the loop so that no step asks a GPU for it. plain_start
-  // fills it in; left empty, or made for another `condition`, the loop looks for itself.
+  // Which classes or texts `condition` holds, found before the loop so that no step asks a GPU for it.
+  // plain_start fills it in; left empty, or made for another `condition`, the loop looks for itself among
+  // classes, and takes texts for distinct.
   struct Classes {
     at::Tensor of;        // the `condition` that this describes
-    at::Tensor distinct;  // (K) i64, ascending
+    at::Tensor distinct;  // (K) i64, ascending; of texts (K, S, C)
     at::Tensor row_of;    // (B) i64: condition[i] = distinct[row_of[i]]
   };
   Classes classes = {};
@@ -32,6 +33,16 @@ struct SamplerStart {
 // trip.
 SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
                          const at::Tensor& image_index);
+
+// What a text model is conditioned on: the encoder's states of K texts (K, S, C), and of the empty one
+// (1, S, C), float, on the generator's device.
+struct TextConditions {
+  at::Tensor states, empty;
+};
+
+// The same from texts: text (B) i64 in [0, K), the one of each image.
+SamplerStart plain_start(const GeneratorImpl& generator, const TextConditions& texts, const at::Tensor& text,
+                         int64_t seed, const at::Tensor& image_index);
 
 // One step as observers see it. Tensors are shared: an observer that keeps one clones it.
 struct StepView {

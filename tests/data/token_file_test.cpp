@@ -73,6 +73,44 @@ TEST(TokenFileTest, RoundTrip) {
   EXPECT_EQ(read_file(path), read_file(dir / "again"));
 }
 
+TEST(TokenFileTest, KeepsCaptions) {
+  const TempDir dir;
+  TokenFile file = example();
+  file.captions = {"a cat", "", "caf\xc3\xa9 \n two lines"};
+  write_token_file(dir / "t", file);
+  EXPECT_EQ(read_token_file(dir / "t").captions, file.captions);
+  EXPECT_TRUE(at::equal(read_token_file(dir / "t").tokens, file.tokens));
+  EXPECT_EQ(read_saved_tokens(dir / "t").tokens.size(0), 3);
+  file.captions.pop_back();
+  EXPECT_THROW(write_token_file(dir / "u", file), RunError);
+  file.captions.push_back("\xff");
+  EXPECT_THROW(write_token_file(dir / "u", file), RunError);
+  EXPECT_FALSE(std::filesystem::exists(dir / "u"));
+}
+
+TEST(TokenFileTest, RefusesDamagedCaptions) {
+  const TempDir dir;
+  const Raw raw;
+  const auto refuse = [&](const std::string& texts, const std::vector<int64_t>& ends, const char* message) {
+    std::vector<TensorBytes> tensors = {
+        {"tokens", DType::kI32, {2, 6}, raw.tokens.data(), 48},
+        {"classes", DType::kI64, {2}, raw.classes.data(), 16},
+        {"flipped", DType::kU8, {2}, raw.flipped.data(), 2},
+        {"captions", DType::kU8, {int64_t(texts.size())}, texts.data(), texts.size()}};
+    if (!ends.empty())
+      tensors.push_back({"caption_ends", DType::kI64, {int64_t(ends.size())}, ends.data(), ends.size() * 8});
+    write_safetensors(dir / "t", tensors, raw.metadata);
+    expect_input_error([&] { read_token_file(dir / "t"); }, {message}, message);
+  };
+  refuse("ab", {}, "belong together");
+  refuse("ab", {1}, "has 1 entries for 2 images");
+  refuse("ab", {1, 3}, "holds 3 at position 1, outside [1, 2]");
+  refuse("ab", {2, 1}, "holds 1 at position 1, outside [2, 2]");
+  refuse("ab", {-1, 2}, "holds -1 at position 0");
+  refuse("abc", {1, 2}, "1 bytes behind the last caption");
+  refuse("a\xc3", {1, 2}, "caption 1 is not valid UTF-8");
+}
+
 TEST(TokenFileTest, StridedTensorsAreWrittenInOrder) {
   const TempDir dir;
   TokenFile file = example();

@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "core/generator/generator_init.h"
 #include "core/train/trainer.h"
 #include "support/support.h"
@@ -59,6 +61,81 @@ TEST(GeneratorRecipe, TenStepsAreFiveSavedLoadedAndFive) {
   const TensorMap a = state_of(*whole), b = state_of(*second);
   ASSERT_EQ(a.size(), b.size());
   for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
+}
+
+// The same patterns told apart by captions, whose encodings the test makes up.
+TokenFile captioned_patterns() {
+  TokenFile file = class_patterns();
+  const char* words[] = {"one", "two", "three", "four"};
+  for (int64_t i = 0; i < 64; ++i) file.captions.emplace_back(words[file.classes[i].item<int64_t>()]);
+  file.classes = at::zeros({64}, at::kLong);
+  file.class_names = {"all"};
+  return file;
+}
+
+TextFeatures encoded_words(const std::filesystem::path& path) {
+  const std::string texts = "onetwothreefour";
+  const std::vector<int64_t> ends = {0, 3, 6, 11, 15};
+  const at::Tensor features = testing::input_float("encoded", {5, 3 * 8 + 2}, 1).to(at::kHalf);
+  write_safetensors(
+      path,
+      {{"features", DType::kF16, {5, 26}, features.const_data_ptr(), features.nbytes()},
+       {"text_ends", DType::kI64, {5}, ends.data(), 40},
+       {"texts", DType::kU8, {15}, texts.data(), texts.size()}},
+      {{"format", "adanat-text-1"}, {"encoder", "h"}, {"tokens", "3"}, {"width", "8"}, {"pooled", "2"}});
+  return TextFeatures::open(path);
+}
+
+TEST(GeneratorRecipe, LearnsFromCaptions) {
+  const testing::TempDir dir;
+  const TextFeatures words = encoded_words(dir / "words");
+  const auto recipe = make_generator_recipe(small_config(160), captioned_patterns(), nullptr, {}, {}, words);
+  const double first = recipe->step(0).values[0].second.item<double>();
+  double last = 0;
+  for (int64_t s = 1; s < 160; ++s) last = recipe->step(s).values[0].second.item<double>();
+  EXPECT_LT(last, 0.6 * first);
+  EXPECT_EQ(recipe->config()["model"]["condition"], "text");
+  EXPECT_EQ(recipe->config()["model"]["text_tokens"], 3);
+  EXPECT_EQ(recipe->config()["model"]["text_width"], 8);
+  EXPECT_EQ(recipe->config()["trained_on"]["text_encoder"], "h");
+  // Nothing learns without the captions: what was dropped is the empty text for all, whatever the captions
+  // are.
+  GeneratorTrainConfig dropped = small_config(4);
+  dropped.condition_dropout = 1;
+  TokenFile mixed = captioned_patterns();
+  std::rotate(mixed.captions.begin(), mixed.captions.begin() + 1, mixed.captions.end());
+  // Made and stepped one after the other: the random draws are the process's.
+  const auto first_loss = [&](const GeneratorTrainConfig& config, const TokenFile& file) {
+    return make_generator_recipe(config, file, nullptr, {}, {}, words)
+        ->step(0)
+        .values[0]
+        .second.item<double>();
+  };
+  EXPECT_EQ(first_loss(dropped, captioned_patterns()), first_loss(dropped, mixed));
+  EXPECT_NE(first_loss(small_config(4), captioned_patterns()), first_loss(small_config(4), mixed));
+}
+
+TEST(GeneratorRecipe, ResumesCaptionsToTheSameBits) {
+  const testing::TempDir dir;
+  const TextFeatures words = encoded_words(dir / "words");
+  const auto whole = make_generator_recipe(small_config(10), captioned_patterns(), nullptr, {}, {}, words);
+  run_training(*whole, dir / "whole", false);
+  const auto first = make_generator_recipe(small_config(5), captioned_patterns(), nullptr, {}, {}, words);
+  run_training(*first, dir / "parts", false);
+  const auto second = make_generator_recipe(small_config(10), captioned_patterns(), nullptr, {}, {}, words);
+  run_training(*second, dir / "parts", true);
+  const TensorMap a = state_of(*whole), b = state_of(*second);
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
+}
+
+TEST(GeneratorRecipe, RefusesCaptionsThatAreMissing) {
+  const testing::TempDir dir;
+  const TextFeatures words = encoded_words(dir / "words");
+  EXPECT_THROW(make_generator_recipe(small_config(4), class_patterns(), nullptr, {}, {}, words), InputError);
+  TokenFile unknown = captioned_patterns();
+  unknown.captions[7] = "five";
+  EXPECT_THROW(make_generator_recipe(small_config(4), unknown, nullptr, {}, {}, words), InputError);
 }
 
 // Timing both precisions leaves no trace: the run is the one that begins with the chosen precision.

@@ -10,12 +10,102 @@
 #include "core/nn/module_state.h"
 #include "pipeline/small_model.h"
 #include "support/support.h"
+#include "text/small_encoder.h"
 
 namespace adanat {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::write_small_model;
+
+// The same for texts, with the small encoder: 77 states of width 48.
+void write_text_model(const fs::path& folder) {
+  write_small_model(folder);
+  GeneratorConfig config = *read_model_config(folder).generator;
+  config.condition = "text", config.text_width = 48, config.text_tokens = 77;
+  Generator generator(config);
+  testing::fill_procedural(*generator);
+  write_generator(folder / "generator.safetensors", config, module_state(*generator));
+  testing::write_small_encoder(folder / "text_encoder");
+  ModelConfig model;
+  model.name = "texts", model.image_size = 16;
+  write_model_config(folder, model);
+}
+
+TEST(ModelFolder, HoldsATextEncoder) {
+  const testing::TempDir dir;
+  write_text_model(dir / "m");
+  ModelConfig config = read_model_config(dir / "m");
+  EXPECT_TRUE(config.from_texts());
+  EXPECT_EQ(config.files.count("text_encoder/model.safetensors"), 1u);
+  EXPECT_EQ(config.files.count("text_encoder/vocab.json"), 1u);
+  EXPECT_TRUE(verify_model(dir / "m", config).empty());
+  EXPECT_THROW(require_class_model(config, "eval"), InputError);
+  // The padding token is kept.
+  config.text_encoder.pad_token = "!";
+  write_model_config(dir / "m", config);
+  EXPECT_EQ(read_model_config(dir / "m").text_encoder.pad_token, "!");
+  // The encoder goes along with the other parts, and both folders stay whole.
+  fs::create_directories(dir / "n");
+  copy_missing_parts(dir / "m", dir / "n");
+  write_model_config(dir / "n", config);
+  EXPECT_TRUE(verify_model(dir / "n", read_model_config(dir / "n")).empty());
+  EXPECT_EQ(read_model_config(dir / "n").files, read_model_config(dir / "m").files);
+  fs::remove_all(dir / "m");
+  EXPECT_TRUE(verify_model(dir / "n", read_model_config(dir / "n")).empty());
+}
+
+TEST(Pipeline, GeneratesFromTexts) {
+  const testing::TempDir dir;
+  write_text_model(dir / "m");
+  Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
+  const auto schedule = pipeline.schedule("cosine", 3, {.guidance = 2});
+  EXPECT_THROW(pipeline.generate({{0}, 5, 10}, *schedule), InputError);  // no texts yet
+  pipeline.set_prompts({"a cat", "a dog", "a cat"});
+  const BatchResult all = pipeline.generate({{0, 1, 2}, 5, 10}, *schedule);
+  EXPECT_EQ(all.images.sizes(), (std::vector<int64_t>{3, 3, 16, 16}));
+  // A text, a seed and an index are an image: whatever stands beside it in the list and in the batch.
+  pipeline.set_prompts({"something else", "a dog"});
+  EXPECT_TRUE(at::equal(pipeline.generate({{1}, 5, 11}, *schedule).tokens[0], all.tokens[1]));
+  pipeline.set_prompts({"something else", "a cat"});
+  EXPECT_TRUE(at::equal(pipeline.generate({{1}, 5, 12}, *schedule).tokens[0], all.tokens[2]));
+  EXPECT_FALSE(at::equal(pipeline.generate({{0}, 5, 12}, *schedule).tokens[0], all.tokens[2]));
+  // The sampler is given the encoder's states of the texts and of the empty one.
+  const ClipTextEncoder encoder = ClipTextEncoder::open(dir / "m/text_encoder", at::kCPU);
+  const ClipTextOutput states = encoder.encode({"", "a cat", "a dog"});
+  const at::Tensor expected =
+      sample(pipeline.generator(),
+             plain_start(pipeline.generator(), {states.states.narrow(0, 1, 2), states.states.narrow(0, 0, 1)},
+                         at::tensor({0, 1, 0}), 5, at::arange(10, 13)),
+             *schedule);
+  EXPECT_TRUE(at::equal(expected, all.tokens));
+}
+
+TEST(Pipeline, NamesWhatATextModelLacks) {
+  const testing::TempDir dir;
+  write_text_model(dir / "m");
+  const auto message = [&] {
+    Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
+    try {
+      pipeline.set_prompts({"a cat"});
+    } catch (const InputError& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(message(), "");
+  GeneratorConfig config = *read_model_config(dir / "m").generator;
+  config.text_width = 1280;
+  write_generator(dir / "m/generator.safetensors", config, module_state(*Generator(config)));
+  write_model_config(dir / "m", read_model_config(dir / "m"));
+  EXPECT_NE(message().find("gives 77 states of width 48, the generator wants 77 of width 1280"),
+            std::string::npos)
+      << message();
+  fs::remove_all(dir / "m/text_encoder");
+  EXPECT_NE(message().find("holds no text encoder"), std::string::npos) << message();
+  write_small_model(dir / "classes");
+  EXPECT_THROW(Pipeline::open(dir / "classes", at::kCPU, at::kFloat).set_prompts({"a cat"}), InputError);
+}
 
 TEST(ModelFolder, RoundTripsAndVerifies) {
   const testing::TempDir dir;

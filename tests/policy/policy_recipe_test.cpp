@@ -85,6 +85,33 @@ class Brightness : public Reward {
   double fails_at_;
 };
 
+// The same with captions, one of them broken.
+class CaptionedColours : public Colours {
+ public:
+  bool has_captions() const override { return true; }
+  std::string caption(int64_t i) const override {
+    if (i == 1) throw InputError("colour 1: has no caption");
+    return i % 2 == 0 ? "red" : "blue";
+  }
+};
+
+// Encodings of "", "blue" and "red": 3 states of width 6 and a pooled state of width 2, which is the text's
+// number.
+TextFeatures encoded_colours(const std::filesystem::path& path) {
+  const std::string texts = "bluered";
+  const std::vector<int64_t> ends = {0, 4, 7};
+  at::Tensor features = testing::input_float("encoded", {3, 3 * 6 + 2}, 1);
+  for (int64_t i = 0; i < 3; ++i) features[i].narrow(0, 18, 2).fill_(double(i));
+  features = features.to(at::kHalf);
+  write_safetensors(
+      path,
+      {{"features", DType::kF16, {3, 20}, features.const_data_ptr(), features.nbytes()},
+       {"text_ends", DType::kI64, {3}, ends.data(), 24},
+       {"texts", DType::kU8, {7}, texts.data(), texts.size()}},
+      {{"format", "adanat-text-1"}, {"encoder", "h"}, {"tokens", "3"}, {"width", "6"}, {"pooled", "2"}});
+  return TextFeatures::open(path);
+}
+
 PolicyTrainConfig tiny_config() {
   PolicyTrainConfig config;
   config.steps = 3;
@@ -129,6 +156,18 @@ PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
     if (reward != nullptr) *reward = made.get();
     return made;
   };
+  return parts;
+}
+
+PolicyParts tiny_text_parts(const std::filesystem::path& words, Brightness** reward) {
+  PolicyParts parts = tiny_parts(reward);
+  GeneratorConfig config = parts.generator->config();
+  config.condition = "text", config.text_width = 6, config.text_tokens = 3;
+  parts.generator = Generator(config);
+  testing::fill_procedural(*parts.generator);
+  for (auto& p : parts.generator->parameters()) p.set_requires_grad(false);
+  parts.generator->eval();
+  parts.texts = encoded_colours(words);
   return parts;
 }
 
@@ -466,6 +505,46 @@ TEST(PolicyRecipe, RefusesOtherClassesAndSeveralProcesses) {
   RecipeContext context;
   context.world_size = 2;
   EXPECT_THROW(make_policy_recipe(tiny_config(), tiny_parts(), std::make_shared<Colours>(), nullptr, context),
+               InputError);
+}
+
+// A generator of texts: samples take the data's captions, rewards see the pooled texts, and stored features
+// and features computed again give the same update.
+TEST(PolicyRecipe, TrainsOnCaptions) {
+  const testing::TempDir dir;
+  const auto data = std::make_shared<CaptionedColours>();
+  const auto texts_recipe = [&](const std::string& memory, Brightness** reward) {
+    PolicyTrainConfig config = tiny_config();
+    config.memory = memory;
+    RecipeContext context;
+    context.threads = 0;
+    return make_policy_recipe(config, tiny_text_parts(dir / "words", reward), data, nullptr, context);
+  };
+  std::vector<TensorMap> after;
+  for (const std::string memory : {"store", "recompute"}) {
+    Brightness* reward = nullptr;
+    const auto recipe = texts_recipe(memory, &reward);
+    for (int64_t u = 0; u < 2; ++u) recipe->step(u);
+    const at::Tensor seen = reward->last_conditions;
+    EXPECT_EQ(seen.sizes(), at::IntArrayRef({12, 2}));
+    EXPECT_EQ(seen.scalar_type(), at::kFloat);
+    // Blue, red, and the broken caption, which counts as empty.
+    EXPECT_GT((seen == 1).sum().item<int64_t>(), 0);
+    EXPECT_GT((seen == 2).sum().item<int64_t>(), 0);
+    EXPECT_TRUE(((seen == 0) | (seen == 1) | (seen == 2)).all().item<bool>());
+    EXPECT_EQ(recipe->config()["trained_on"]["text_encoder"], "h");
+    TensorMap state;
+    recipe->save(state);
+    for (auto& [name, tensor] : state) tensor = tensor.clone();
+    after.push_back(std::move(state));
+  }
+  for (const auto& [name, tensor] : after[0]) EXPECT_CLOSE(tensor, after[1].at(name), 1e-6) << name;
+  // Without captions, or encoded texts for a generator of classes: refused.
+  RecipeContext context;
+  context.threads = 0;
+  Brightness* reward = nullptr;
+  EXPECT_THROW(make_policy_recipe(tiny_config(), tiny_text_parts(dir / "words", &reward),
+                                  std::make_shared<Colours>(), nullptr, context),
                InputError);
 }
 

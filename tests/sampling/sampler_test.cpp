@@ -211,6 +211,49 @@ TEST(Sampler, DistinctClassesAreFoundBeforehandOrInTheLoop) {
   EXPECT_TRUE(at::equal(sample(*net, replaced, *schedule), expected));
 }
 
+// Texts: step 0 takes one row per distinct text and one for the empty one; the images are those of the long
+// way, whatever the batch and the type of the states.
+TEST(Sampler, TextsShareRowsAndGiveTheSameImages) {
+  Generator net(GeneratorConfig{.width = 64,
+                                .depth = 4,
+                                .heads = 4,
+                                .codes = kCodes,
+                                .grid_height = 4,
+                                .grid_width = 4,
+                                .condition = "text",
+                                .text_width = 12,
+                                .text_tokens = 5});
+  testing::fill_procedural(*net);
+  net->eval();
+  const TextConditions texts{testing::input_float("texts", {3, 5, 12}, 1.5),
+                             testing::input_float("empty", {1, 5, 12}, 1.5)};
+  const at::Tensor text = at::tensor({2, 0, 2, 1}, at::kLong);
+  const auto schedule = cosine(3, 1);
+  SamplerStart start = plain_start(*net, texts, text, 5, at::arange(4));
+  EXPECT_TRUE(at::equal(start.classes.distinct.index_select(0, start.classes.row_of), start.condition));
+  const int64_t before = net->rows_computed();
+  const at::Tensor expected = sample(*net, start, *schedule);
+  EXPECT_EQ(net->rows_computed() - before, 3 + 1 + 2 * (4 + 4));
+  start.classes = {};
+  EXPECT_TRUE(at::equal(sample(*net, start, *schedule), expected));
+  EXPECT_EQ(net->rows_computed() - before, 20 + 3 * (4 + 4));
+  const TextConditions wide{texts.states.to(at::kDouble), texts.empty.to(at::kDouble)};
+  EXPECT_TRUE(at::equal(sample(*net, plain_start(*net, wide, text, 5, at::arange(4)), *schedule), expected));
+  for (int64_t i = 0; i < 4; ++i)
+    EXPECT_TRUE(at::equal(
+        sample(*net, plain_start(*net, texts, text.narrow(0, i, 1), 5, at::arange(i, i + 1)), *schedule)[0],
+        expected[i]))
+        << i;
+  EXPECT_FALSE(at::equal(
+      sample(*net, plain_start(*net, texts, at::zeros({4}, at::kLong), 5, at::arange(4)), *schedule),
+      expected));
+  // Without guidance the empty text is not read.
+  const TextConditions odd{texts.states, at::full({1, 5, 12}, NAN)};
+  const auto plain = cosine(3, 0);
+  EXPECT_TRUE(at::equal(sample(*net, plain_start(*net, odd, text, 5, at::arange(4)), *plain),
+                        sample(*net, plain_start(*net, texts, text, 5, at::arange(4)), *plain)));
+}
+
 TEST(Sampler, StartsFromGivenTokensAndKeepsThem) {
   Generator net = small_generator();
   SamplerStart start = plain_start(*net, at::arange(4), 1, at::arange(4));
