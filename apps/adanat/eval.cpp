@@ -245,7 +245,7 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
                  {"weights", e.measurer.weights_hash()},
                  {"spatial", e.metrics.spatial},
                  {"device", e.device.str()},
-                 {"dtype", c10::toString(parse_dtype(o.compute.dtype, e.device))}};
+                 {"dtype", dtype_name(parse_dtype(o.compute.dtype, e.device))}};
   FeatureCache cache(o.cache == "none" ? fs::path()
                      : o.cache.empty() ? FeatureCache::default_folder()
                                        : fs::path(o.cache),
@@ -456,6 +456,7 @@ void run_eval(const EvalOptions& o) {
       j["actions"] = schedule->describe();
     j["model_hash"] = pipeline->model_hash();
     j["labels"] = protocol.labels;
+    j["dtype"] = dtype_name(parse_dtype(o.compute.dtype, e.device));
   }
   if (!measured.empty()) j["images"] = measured;
   if (o.tokenizer) j["tokenizer"] = true;

@@ -141,7 +141,8 @@ std::string class_name(const ModelConfig& config, int64_t id) {
 // The text chunk "parameters": what sd tools read, then the same as JSON.
 TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& options,
                             const TableOptions& table, const Schedule& schedule, int64_t index,
-                            const std::vector<int64_t>& classes, const GenerateJob& job) {
+                            const std::vector<int64_t>& classes, at::ScalarType dtype,
+                            const GenerateJob& job) {
   const ModelConfig& config = pipeline.config();
   std::string label;
   if (classes.size() != 1)
@@ -173,6 +174,7 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
   j["seed"] = options.seed;
   j["index"] = index;
   j["size"] = config.image_size;
+  j["dtype"] = dtype_name(dtype);
   j["version"] = ADANAT_VERSION;
   job.describe(j);
   const std::string guidance = tabled ? cat("CFG scale: ", table.guidance, ", ") : "";
@@ -279,7 +281,8 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
   const double began = monotonic_seconds();
   const at::Device device = o.compute.apply();
   const Output output(o.output, o.grid, o.count, o.first_index);
-  Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
+  const at::ScalarType dtype = parse_dtype(o.compute.dtype, device);
+  Pipeline pipeline = Pipeline::open(o.model, device, dtype);
   const ModelConfig& config = pipeline.config();
   const TableOptions table = o.table.over(config.sampling.table);
   const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
@@ -328,7 +331,7 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
           for (int64_t i = 0; i < images.size(0); ++i)
             write_png(output.file(begin + i), to_image(images[i]),
                       parameters_chunk(pipeline, o, table, *schedule, request.first_index + i,
-                                       {request.classes[size_t(i)]}, job));
+                                       {request.classes[size_t(i)]}, dtype, job));
         });
       }
       done += size;
@@ -343,7 +346,7 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
   if (output.single() && done > 0) {
     files.push_back(o.output);
     write_png(o.output, make_grid(at::cat(grid_images), output.rows(), output.columns()),
-              parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes, job));
+              parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes, dtype, job));
   }
   if (done > 0) trace_file.write();
   if (!o.save_tokens.empty() && done > 0)
@@ -362,6 +365,7 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
     j["schedule"] = schedule->name();
     j["seed"] = o.seed;
     j["first_index"] = o.first_index;
+    j["dtype"] = dtype_name(dtype);
     if (config.from_texts()) j["prompts"] = o.prompts;
     job.describe(j);
     j["seconds"] = {{"load", loaded - began}, {"generate", ended - loaded}};

@@ -45,10 +45,6 @@ double processor_seconds() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-const char* dtype_name(at::ScalarType dtype) {
-  return dtype == at::kChar ? "int8" : dtype == at::kBFloat16 ? "bfloat16" : "float32";
-}
-
 void wait_for(at::Device device) {
   if (!device.is_cpu())
     c10::impl::VirtualGuardImpl(device.type())
@@ -131,7 +127,7 @@ void measure(std::vector<Stage>& stages, int64_t warmup, int64_t repeats, at::De
   }
 }
 
-Json result_of(const Stage& stage, const char* dtype, double gemm, at::Device device) {
+Json result_of(const Stage& stage, const std::string& dtype, double gemm, at::Device device) {
   Json j;
   j["stage"] = stage.name;
   j["dtype"] = dtype;
@@ -315,7 +311,7 @@ void bench_generation(const BenchOptions& o, Json& report) {
   Progress progress("bench", int64_t(o.dtypes.size() * o.batches.size()), "cases");
   int64_t done = 0;
   for (const at::ScalarType dtype : o.dtypes) {
-    const char* name = dtype_name(dtype);
+    const std::string name = dtype_name(dtype);
     const double gemm = gemm_rate(dtype, o.device);
     report["gemm"].push_back({{"dtype", name}, {"flops_per_second", gemm}});
     std::vector<Stage> load = {{"load", 0, 0, 0, 0, [&] { Pipeline::open(o.model, o.device, dtype); }}};
@@ -368,7 +364,7 @@ void bench_training(const BenchOptions& o, Json& report) {
   Progress progress("bench", int64_t(o.dtypes.size() * o.batches.size()), "cases");
   int64_t done = 0;
   for (const at::ScalarType dtype : o.dtypes) {
-    const char* name = dtype_name(dtype);
+    const std::string name = dtype_name(dtype);
     if (dtype == at::kChar) throw InputError("--dtype-sweep int8: training computes in float32 or bfloat16");
     const double gemm = gemm_rate(dtype, o.device);
     report["gemm"].push_back({{"dtype", name}, {"flops_per_second", gemm}});

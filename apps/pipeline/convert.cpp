@@ -202,6 +202,7 @@ void convert(const ConvertOptions& options) {
     policies = read_policies(options, preset, generator->config);
     if (options.config.empty() && !options.policies.empty() && !policies.empty())
       model.sampling.steps = policies.begin()->first;
+    model.text_encoder = preset.text_encoder;
     if (!options.text_encoder.empty() && generator->config.condition != "text")
       throw InputError(cat("--text-encoder ", options.text_encoder.string(),
                            ": the generator is conditioned on classes, it reads no text"));

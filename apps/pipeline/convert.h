@@ -67,6 +67,7 @@ struct ConvertPreset {
   PolicyPreset policy;
   ScheduleTable table;
   SamplingDefaults sampling;
+  TextEncoderConfig text_encoder;
 
   static constexpr auto fields() {
     using C = ConvertPreset;
@@ -78,6 +79,7 @@ struct ConvertPreset {
         field("policy", &C::policy, "what policy files do not say"),
         field("table", &C::table, "a schedule that was published with the weights; steps 0 = none"),
         field("sampling", &C::sampling, "what `generate` does by itself"),
+        field("text_encoder", &C::text_encoder, "how the generator's texts were prepared"),
     };
   }
   void validate() const;

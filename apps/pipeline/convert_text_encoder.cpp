@@ -1,3 +1,4 @@
+#include <array>
 #include <set>
 
 #include "apps/pipeline/convert_parts.h"
@@ -18,8 +19,12 @@ void copy_whole(const fs::path& from, const fs::path& to) {
 }
 
 // vocab.json and merges.txt stand with the weights, or, where a pipeline was saved, in a folder of their own.
+std::array<fs::path, 3> tokenizer_places(const fs::path& folder) {
+  return {folder, folder / "tokenizer", folder / "../tokenizer"};
+}
+
 fs::path tokenizer_file(const fs::path& folder, const char* name) {
-  for (const fs::path& place : {folder, folder / "tokenizer", folder / "../tokenizer"})
+  for (const fs::path& place : tokenizer_places(folder))
     if (fs::exists(place / name)) return place / name;
   throw InputError(
       cat(folder.string(), ": lacks ", name, " (nor is it in a folder tokenizer there or beside it)"));
@@ -52,6 +57,11 @@ void copy_text_encoder(const fs::path& from, const fs::path& to, int64_t text_wi
     if (fs::file_size(files[name]) > kMaxTextFile)
       throw InputError(cat(files[name].string(), ": longer than the ", kMaxTextFile, " bytes allowed"));
   }
+  // They say how short texts are filled up, where they are there.
+  for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"})
+    for (const fs::path& place : tokenizer_places(from))
+      if (!files.contains(name) && fs::exists(place / name) && fs::file_size(place / name) <= kMaxTextFile)
+        files[name] = place / name;
   const WeightSource weights = WeightSource::open(from);  // one file or all shards, headers checked
   std::set<std::string> held;
   for (const auto& entry : fs::directory_iterator(from)) {

@@ -58,6 +58,10 @@ at::ScalarType parse_dtype(const std::string& text, at::Device device) {
   return at::kChar;
 }
 
+std::string dtype_name(at::ScalarType dtype) {
+  return dtype == at::kChar ? "int8" : dtype == at::kBFloat16 ? "bfloat16" : "float32";
+}
+
 int set_threads(int64_t threads) {
   if (threads < 0 || threads > 1024)
     throw InputError(cat("--threads ", threads, ": must be 0 (all cores) to 1024"));

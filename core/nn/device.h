@@ -13,6 +13,9 @@ at::Device parse_device(const std::string& text);
 // "auto" (float32 on a CPU without AMX, else bfloat16), "float32", "bfloat16", "int8" (kChar). InputError.
 at::ScalarType parse_dtype(const std::string& text, at::Device device);
 
+// What parse_dtype reads: "float32", "bfloat16" or "int8".
+std::string dtype_name(at::ScalarType dtype);
+
 // Sets torch's intra-op threads; 0 = the cores this process may run on. Returns the number in force.
 int set_threads(int64_t threads);
 

@@ -573,6 +573,7 @@ TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
   fs::create_directory(o.text_encoder / "tokenizer");
   std::ofstream(o.text_encoder / "tokenizer/vocab.json") << R"({"a": 0})";
   std::ofstream(o.text_encoder / "merges.txt") << "#version\n";
+  std::ofstream(o.text_encoder / "tokenizer/special_tokens_map.json") << R"({"pad_token": "!"})";
   expect_error(o, {"clip", "holds no weights"});
   write_tensors(o.text_encoder / "model.safetensors",
                 {{"text_model.final_layer_norm.bias", at::zeros({20})}});
@@ -582,8 +583,8 @@ TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
   for (const auto& entry : fs::directory_iterator(o.out / "text_encoder"))
     names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
-  EXPECT_EQ(names,
-            (std::vector<std::string>{"config.json", "merges.txt", "model.safetensors", "vocab.json"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"config.json", "merges.txt", "model.safetensors",
+                                             "special_tokens_map.json", "vocab.json"}));
   EXPECT_EQ(read_file(o.out / "text_encoder/vocab.json"), R"({"a": 0})");
   fs::remove_all(o.out);
   fs::resize_file(o.text_encoder / "model.safetensors", 90);
