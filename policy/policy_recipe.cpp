@@ -703,8 +703,8 @@ class PolicyRecipe : public Recipe {
     for (int64_t begin = 0; begin < count; begin += config_.rollout_batch) {
       const at::Tensor index = arange(begin, std::min(config_.rollout_batch, count - begin));
       const RolloutSchedule schedule(policy, {}, 0, false);
-      const at::Tensor tokens = sample(
-          *parts_.generator, start_of(in_turn(index, index.size(0), classes), kSampleSeed, index), schedule);
+      const at::Tensor tokens =
+          sample(*parts_.generator, start_of(in_turn(index, count, classes), kSampleSeed, index), schedule);
       actions.push_back(schedule.decisions().mean_actions.cpu());
       if (begin < shown)
         images.push_back(decode(tokens.narrow(0, 0, std::min(shown - begin, tokens.size(0)))));

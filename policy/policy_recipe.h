@@ -96,13 +96,15 @@ struct PolicyTrainConfig {
         field("reals", &C::reals,
               "their real images: images, or reconstructions (what the tokenizer makes of them)"),
         field("classes", &C::classes,
-              "classes of the samples: uniform, or data (as often as in the data); texts are the data's captions"),
+              "classes of the samples: uniform, or data (as often as in the data); texts are the data's "
+              "captions"),
         field("flip", &C::flip, "mirror half of the real images"),
         field("evaluate_images", &C::evaluate_images,
               "images of the mean policy whose FD in `features` space is logged; 0 = none"),
         field("data", &C::data, "data set of real images; --data wins"),
         field("text_features", &C::text_features,
-              "file that keeps the encoded captions of the data (generators of texts); empty = beside the run's folder"),
+              "file that keeps the encoded captions of the data (generators of texts); empty = beside the "
+              "run's folder"),
         field("seed", &C::seed, "of the weights, the order of the data and every random draw; --seed wins"),
         field("store", &C::store, "type of the weights written: float32, float16 or bfloat16"),
         field("dtype", &C::dtype, "auto (float32 on CPUs without AMX), float32 or bfloat16"),
@@ -136,8 +138,8 @@ PolicySettings policy_settings(const PolicyTrainConfig& config, const GeneratorC
                                const std::string& generator_hash);
 
 // `init`: a policy to start from, or null; InputError where its settings are not those of this run (the
-// generator aside). InputError too where the data has other classes than the generator, or no captions for one of
-// texts (rewards see the pooled text; a broken caption counts as the empty one), and for more than one
+// generator aside). InputError too where the data has other classes than the generator, or no captions for
+// one of texts (rewards see the pooled text; a broken caption counts as the empty one), and for more than one
 // process: gradients and returns are not reduced over them. write_model() writes the policy (a shared one as
 // schedule-T{steps}.json too) and then calls context.finish_model. step() throws RunError, after saving its
 // state to `diagnostics`, where a reward, a loss or a weight is not finite.

@@ -77,6 +77,8 @@ void run(const BenchFlags& f) {
     for (const std::string& name : o.stages)
       if (std::find(known.begin(), known.end(), name) == known.end())
         throw InputError(cat("--stages ", f.stages, ": \"", name, "\" must be one of ", list));
+    if (f.model.empty() && std::find(o.stages.begin(), o.stages.end(), "load") != o.stages.end())
+      throw InputError(cat("--stages ", f.stages, ": load needs a folder to load; give --model DIR"));
   }
   const Json old = f.compare.empty() ? Json() : read_bench_report(f.compare);
   if (!f.output.empty()) {

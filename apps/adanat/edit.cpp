@@ -13,6 +13,8 @@ namespace adanat {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr uint64_t kMaxFile = uint64_t{512} << 20;  // of a picture or mask
+
 struct EditOptions {
   GenerateOptions generate;
   std::string image, mask, box, expand;
@@ -82,7 +84,7 @@ class EditJob : public GenerateJob {
  private:
   // Its name and hash go into what is said: a path would tell more than anyone asked for.
   Image load(const std::string& what, const std::string& path) {
-    const std::string bytes = read_file(path);
+    const std::string bytes = read_file(path, kMaxFile);
     said_[what] = fs::path(path).filename().string();
     said_[what + "_sha256"] = sha256_hex(bytes.data(), bytes.size());
     return decode_image(std::as_bytes(std::span(bytes)), path);

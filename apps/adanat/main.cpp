@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 #include <malloc.h>
 
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <new>
@@ -73,6 +74,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   keep_freed_memory();
+  std::signal(SIGPIPE, SIG_IGN);     // a reader that went away is a failed write, not a sudden end
   adanat::kernels::load_cuda_ops();  // before the first call into torch, which fixes what devices there are
   try {
     return run(argc, argv);

@@ -287,7 +287,11 @@ void train_generator(const TrainOptions& o) {
 // The config of a policy; where it does not say the options of the cosine table, they are the model folder's.
 PolicyTrainConfig parse_policy_config(const TrainOptions& o, const ModelConfig& given) {
   Json j = load_config(o);
-  if (!j.contains("cosine")) j["cosine"] = config_to_json(given.sampling.table);
+  Json cosine = config_to_json(given.sampling.table);
+  if (!j.contains("cosine") || j["cosine"].is_object()) {
+    if (j.contains("cosine")) cosine.update(j["cosine"]);
+    j["cosine"] = std::move(cosine);
+  }
   auto config = config_from_json<PolicyTrainConfig>(j, o.config.empty() ? "the command line" : o.config);
   if (config.data.empty())
     throw InputError("--data: give the images to train against (or the config key \"data\")");

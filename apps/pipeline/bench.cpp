@@ -203,6 +203,7 @@ class Subject {
   Subject(const BenchOptions& o, at::ScalarType dtype) : options_(o) {
     if (!o.model.empty()) {
       folder_.emplace(Pipeline::open(o.model, o.device, dtype));
+      require_class_model(folder_->config(), "bench");
       return;
     }
     const at::NoGradGuard no_grad;

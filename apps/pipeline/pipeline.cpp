@@ -124,7 +124,14 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
       throw InputError(cat("--schedule adaptive: this folder holds no policy for ", steps,
                            " steps; use cosine, linear, halton or a FILE.json, or give --policy FILE"));
     const fs::path source = given ? policy : *own;
-    if (!given) given = read_policy(source);
+    if (!given) {
+      given = read_policy(source);
+      const auto known = config_.files.find(source.filename().string());
+      if (known != config_.files.end() && known->second != given->hash)
+        throw InputError(cat(source.string(), ": has hash ", given->hash.substr(0, 12),
+                             "..., config.json says ", known->second.substr(0, 12),
+                             "...; the file is damaged or was replaced, fetch or train it again"));
+    }
     const GeneratorConfig& g = *config_.generator;
     check_policy(*given, source.string(), steps, g.width, g.grid_height, g.grid_width, g.codes, model_hash());
     given->actor->to(device_);

@@ -64,6 +64,11 @@ TensorMap initial_weights(const GeneratorInit& init, const GeneratorConfig& conf
   require_same(init, "depth", init.config.depth, config.depth, kSizes);
   require_same(init, "heads", init.config.heads, config.heads, kSizes);
   require_same(init, "condition", init.config.condition, config.condition, "give weights of that kind");
+  if (config.condition == "text") {
+    constexpr const char* kText = "give weights trained with the same text encoder";
+    require_same(init, "text_width", init.config.text_width, config.text_width, kText);
+    require_same(init, "text_tokens", init.config.text_tokens, config.text_tokens, kText);
+  }
   require_same(init, "codes", init.config.codes, config.codes, kTokens);
   require_same(init, "grid_height", init.config.grid_height, config.grid_height, kTokens);
   require_same(init, "grid_width", init.config.grid_width, config.grid_width, kTokens);
