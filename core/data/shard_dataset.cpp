@@ -65,7 +65,7 @@ class ShardDataset : public ImageDataset {
   ShardDataset(std::string where, std::vector<std::pair<fs::path, std::shared_ptr<const TarArchive>>> shards)
       : where_(std::move(where)), shards_(std::move(shards)) {
     int64_t without_image = 0, classes = 0;
-    bool all_labelled = true;
+    int64_t unlabelled = 0;
     for (size_t s = 0; s < shards_.size(); ++s) {
       const auto& entries = shards_[s].second->entries();
       for (size_t begin = 0; begin < entries.size();) {
@@ -95,7 +95,7 @@ class ShardDataset : public ImageDataset {
           continue;
         }
         has_captions_ = has_captions_ || caption >= 0;
-        all_labelled = all_labelled && label >= 0;
+        unlabelled += label < 0;
         classes = std::max(classes, label + 1);
         items_.push_back({s, size_t(image), caption, label});
       }
@@ -103,11 +103,14 @@ class ShardDataset : public ImageDataset {
     if (items_.empty()) throw InputError(cat(where_, ": holds no images"));
     if (without_image > 0)
       warning(cat(where_, ": ", without_image, " samples have no image and are left out"));
-    if (all_labelled)
+    if (unlabelled > 0 && classes > 0)
+      warning(cat(where_, ": ", unlabelled, " of ", items_.size(),
+                  " samples have no class (.cls), so all of them count as one class"));
+    if (unlabelled == 0)
       for (int64_t c = 0; c < classes; ++c) classes_.push_back(std::to_string(c));
     else
       classes_ = {"all"};
-    if (!all_labelled)
+    if (unlabelled > 0)
       for (Item& item : items_) item.label = 0;
   }
 
