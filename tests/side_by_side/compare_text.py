@@ -36,6 +36,7 @@ sys.path.append(options.site)
 warnings.filterwarnings("ignore")
 
 import numpy as np  # noqa: E402
+from procedural import uniform  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizerFast  # noqa: E402
@@ -44,19 +45,6 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 torch.set_grad_enabled(False)
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-
-def uniform(name, count):
-    """u in [0, 1): FNV-1a of the name, splitmix64 of the index."""
-    seed = 0xCBF29CE484222325
-    for byte in name.encode():
-        seed = (seed ^ byte) * 0x100000001B3 % 2**64
-    with np.errstate(over="ignore"):
-        x = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-        x = x ^ x >> np.uint64(31)
-    return (x >> np.uint64(40)).astype(np.float64) * 2.0**-24
 
 
 def fill(model):
