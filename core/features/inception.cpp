@@ -101,7 +101,7 @@ at::Tensor max_pool(const at::Tensor& x) {
 at::Tensor mean_pool_same(const at::Tensor& x) {
   return at::avg_pool2d(x, {3, 3}, {1, 1}, {1, 1}, /*ceil_mode=*/false, /*count_include_pad=*/false);
 }
-at::Tensor mean(const at::Tensor& x) {
+at::Tensor mean_over_space(const at::Tensor& x) {
   return x.mean({2, 3});
 }
 
@@ -300,10 +300,10 @@ std::vector<at::Tensor> InceptionNet::forward_prepared(const at::Tensor& input,
   const Layers& net = *layers_;
   at::Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
   x = max_pool(net.chain("", {"Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3"}, x));
-  keep("64", [&] { return mean(x); });
+  keep("64", [&] { return mean_over_space(x); });
   if (deepest <= 1) return out;
   x = max_pool(net.chain("", {"Conv2d_3b_1x1", "Conv2d_4a_3x3"}, x));
-  keep("192", [&] { return mean(x); });
+  keep("192", [&] { return mean_over_space(x); });
   if (deepest <= 2) return out;
   for (const char* name : {"Mixed_5b", "Mixed_5c", "Mixed_5d"}) x = net.block_a(name, x);
   x = net.block_b(x);
@@ -317,11 +317,11 @@ std::vector<at::Tensor> InceptionNet::forward_prepared(const at::Tensor& input,
   x = net.block_c("Mixed_6d", x, &first);
   keep("spatial", [&] { return first.narrow(1, 0, kSpatialChannels).permute({0, 2, 3, 1}).flatten(1); });
   x = net.block_c("Mixed_6e", x);
-  keep("768", [&] { return mean(x); });
+  keep("768", [&] { return mean_over_space(x); });
   if (deepest <= 4) return out;
   x = net.block_d(x);
   x = net.block_e("Mixed_7b", x, /*pool_by_maximum=*/false);
-  x = mean(net.block_e("Mixed_7c", x, /*pool_by_maximum=*/true));
+  x = mean_over_space(net.block_e("Mixed_7c", x, /*pool_by_maximum=*/true));
   keep("2048", [&] { return x; });
   keep("pool", [&] { return x; });
   keep("logits", [&] { return at::linear(x, net.fc_weight, net.fc_bias); });
