@@ -2,12 +2,15 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/aminmax.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 
 #include "core/base/sha256.h"
 #include "core/io/safetensors.h"
@@ -78,7 +81,9 @@ void check_reward_batch(const std::string& name, const RewardContext& context, c
   if (conditions.dim() != 1 || conditions.size(0) != b || conditions.scalar_type() != at::kLong)
     throw InputError(cat("reward ", name, ": conditions must be int64 of shape (", b, "), got ",
                          conditions.scalar_type(), " ", conditions.sizes()));
-  const int64_t least = conditions.min().item<int64_t>(), most = conditions.max().item<int64_t>();
+  const auto [smallest, largest] = at::aminmax(conditions);
+  const at::Tensor range = at::stack({smallest, largest}).cpu();
+  const int64_t least = range[0].item<int64_t>(), most = range[1].item<int64_t>();
   if (least < 0 || most >= context.classes)
     throw InputError(cat("reward ", name, ": conditions must be classes in [0, ", context.classes, "), got ",
                          least < 0 ? least : most));
@@ -90,6 +95,12 @@ at::Tensor checked_scores(const std::string& name, const at::Tensor& scores) {
                        ": a score is not finite; go back to an earlier checkpoint, or lower the ",
                        "reward's learning_rate"));
   return scores;
+}
+
+at::Tensor bytes_tensor(const std::string& text) {
+  at::Tensor out = at::zeros({int64_t(text.size())}, at::kByte);
+  std::memcpy(out.mutable_data_ptr(), text.data(), text.size());
+  return out;
 }
 
 namespace fs = std::filesystem;
@@ -124,6 +135,20 @@ std::shared_ptr<FeatureNet> load_features(const RewardContext& context, const st
             context.features.empty() ? "none was given" : context.features.string() + " is missing",
             "; train it with `adanat train classifier` (role features), or use the kind conv"));
   return load_allowed(context.features, context, kind);
+}
+
+// The features network and the further ones that the frechet reward looks through.
+std::vector<std::shared_ptr<FeatureNet>> frechet_networks(const RewardConfig& config,
+                                                          const RewardContext& context,
+                                                          const std::shared_ptr<FeatureNet>& features) {
+  std::vector<std::shared_ptr<FeatureNet>> out = {features};
+  for (const std::string& file : config.frechet_networks) {
+    if (!fs::exists(file))
+      throw InputError(cat("reward frechet: frechet_networks: ", file,
+                           " is missing; train it with `adanat train classifier` (role features)"));
+    out.push_back(load_allowed(file, context, "frechet"));
+  }
+  return out;
 }
 
 std::shared_ptr<FeatureNet> load_vit(const RewardConfig& config, const RewardContext& context) {
@@ -233,7 +258,7 @@ std::unique_ptr<Reward> make_reward(const RewardConfig& config, const RewardCont
     else if (kind == "confidence")
       parts.push_back(make_confidence_reward(config, context, features));
     else
-      parts.push_back(make_frechet_reward(config, context, features));
+      parts.push_back(make_frechet_reward(config, context, frechet_networks(config, context, features)));
   }
   if (parts.size() == 1 && config.weights.empty() && !config.normalise) return std::move(parts[0]);
   return std::make_unique<SumReward>(config, std::move(parts));

@@ -93,6 +93,7 @@ struct RewardConfig {
   int64_t mapping_width = 512;
   int64_t conv_width = 32;
   std::vector<std::string> frechet_taps = {"pool"};
+  std::vector<std::string> frechet_networks = {};
   std::string frechet_share = "leave_one_out";
   int64_t frechet_images = 10000;
   int64_t frechet_memory = 5000;
@@ -107,7 +108,7 @@ struct RewardConfig {
               "features "
               "network), conv (discriminator from nothing), confidence (probability of the class under the "
               "features "
-              "network), frechet (distance to real images under the features network)"),
+              "network), frechet (distance to real images under the features network, or several)"),
         field("weights", &C::weights, "weight of each kind; empty = 1 each"),
         field("normalise", &C::normalise,
               "bring each kind to mean 0 and spread 1 over the batch before they are added"),
@@ -117,10 +118,14 @@ struct RewardConfig {
         field("mapping_width", &C::mapping_width, "projected, features: width of the class embedding, >= 1"),
         field("conv_width", &C::conv_width,
               "conv: channels of the first layer, doubled per halving up to 4 times, >= 1"),
+        field("frechet_taps", &C::frechet_taps,
+              "frechet: taps of the features networks that are compared, spatial ones averaged over a 2x2 "
+              "grid; "
+              "several are brought to the same total variance of the real images"),
         field(
-            "frechet_taps", &C::frechet_taps,
-            "frechet: taps of the features network that are compared, spatial ones averaged over a 2x2 grid; "
-            "several are brought to the same total variance of the real images"),
+            "frechet_networks", &C::frechet_networks,
+            "frechet: files of further classifiers (role features) that are looked through beside the model "
+            "folder's, each with the same taps: what satisfies several is less likely to be a trick on one"),
         field("frechet_share", &C::frechet_share,
               "leave_one_out: what each image takes off the batch's distance; running: what more of its like "
               "would take off the distance of the last frechet_memory images; batch: minus the distance, for "

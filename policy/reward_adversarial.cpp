@@ -210,12 +210,7 @@ class AdversarialReward : public Reward {
     return cropped(changed, draw_crop());
   }
 
-  at::Tensor hash_tensor() const {
-    const std::string& hash = net_->file_hash();
-    at::Tensor out = at::zeros({int64_t(hash.size())}, at::kByte);
-    std::memcpy(out.mutable_data_ptr(), hash.data(), hash.size());
-    return out;
-  }
+  at::Tensor hash_tensor() const { return bytes_tensor(net_->file_hash()); }
 
   std::string name_;
   DiscriminatorTrainConfig config_;

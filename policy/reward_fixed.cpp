@@ -23,17 +23,24 @@
 namespace adanat {
 namespace {
 
-// Several taps of a network over a batch of any size, side by side: (B, D), spatial ones averaged over 2x2.
-at::Tensor joined_taps(FeatureNet& net, const std::vector<std::string>& taps, const at::Tensor& images,
-                       int64_t at_once) {
+using Networks = std::vector<std::shared_ptr<FeatureNet>>;
+
+// The same taps of several networks over a batch of any size, side by side: (B, D), spatial ones averaged
+// over 2x2. `widths`, where it is given: the columns of each tap of each network.
+at::Tensor joined_taps(const Networks& nets, const std::vector<std::string>& taps, const at::Tensor& images,
+                       int64_t at_once, std::vector<int64_t>* widths = nullptr) {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> parts;
   for (int64_t begin = 0; begin < images.size(0); begin += at_once) {
-    std::vector<at::Tensor> values =
-        net.forward(images.narrow(0, begin, std::min(at_once, images.size(0) - begin)), taps);
-    for (at::Tensor& value : values)
-      if (value.dim() == 4) value = at::adaptive_avg_pool2d(value, {2, 2}).flatten(1);
-    parts.push_back(at::cat(values, 1));
+    const at::Tensor some = images.narrow(0, begin, std::min(at_once, images.size(0) - begin));
+    std::vector<at::Tensor> columns;
+    for (const auto& net : nets)
+      for (const at::Tensor& value : net->forward(some, taps))
+        columns.push_back(value.dim() == 4 ? at::adaptive_avg_pool2d(value, {2, 2}).flatten(1) : value);
+    parts.push_back(at::cat(columns, 1));
+    if (widths == nullptr) continue;
+    widths->clear();
+    for (const at::Tensor& column : columns) widths->push_back(column.size(1));
   }
   return at::cat(parts);
 }
@@ -97,18 +104,19 @@ GaussianStats blended(const std::optional<GaussianStats>& before, const Gaussian
 
 class FrechetReward : public Reward {
  public:
-  FrechetReward(const RewardConfig& config, const RewardContext& context, std::shared_ptr<FeatureNet> net)
+  FrechetReward(const RewardConfig& config, const RewardContext& context, Networks nets)
       : taps_(config.frechet_taps),
         share_(config.frechet_share),
         wanted_(config.frechet_images),
         at_once_(config.score_batch),
         memory_(config.frechet_memory),
         context_(context),
-        net_(std::move(net)) {
-    for (const std::string& tap : taps_) require_tap(*net_, name(), tap);
+        nets_(std::move(nets)) {
+    for (const auto& net : nets_)
+      for (const std::string& tap : taps_) require_tap(*net, name(), tap);
     const at::Tensor blank = at::full({1, 3, context_.image_size, context_.image_size}, 0.5,
                                       at::TensorOptions(at::kFloat).device(context_.device));
-    for (const std::string& tap : taps_) widths_.push_back(joined_taps(*net_, {tap}, blank, 1).size(1));
+    joined_taps(nets_, taps_, blank, 1, &widths_);
   }
   std::string name() const override { return "frechet"; }
 
@@ -117,7 +125,7 @@ class FrechetReward : public Reward {
   void observe_real(const at::Tensor& images) override {
     const int64_t rows = std::min(wants_real(), images.size(0));
     if (rows < 1) return;
-    const at::Tensor features = joined_taps(*net_, taps_, images.narrow(0, 0, rows), at_once_);
+    const at::Tensor features = joined_taps(nets_, taps_, images.narrow(0, 0, rows), at_once_);
     if (!seen_) seen_.emplace(features.size(1));
     seen_->add(features);
     if (seen_->count() >= wanted_) compare_with(seen_->stats());
@@ -133,7 +141,7 @@ class FrechetReward : public Reward {
         throw RunError("reward frechet: scores before it has seen real images; give it some (observe_real)");
       compare_with(seen_->stats());  // the data held fewer images than wanted
     }
-    const at::Tensor features = joined_taps(*net_, taps_, images, at_once_).cpu().to(at::kDouble) * scale_;
+    const at::Tensor features = joined_taps(nets_, taps_, images, at_once_).cpu().to(at::kDouble) * scale_;
     at::Tensor scores;
     if (share_ == "batch" || share_ == "running") {
       GaussianAccumulator batch(features.size(1));
@@ -151,6 +159,7 @@ class FrechetReward : public Reward {
   }
 
   void save(TensorMap& out, const std::string& prefix) const override {
+    out[prefix + "networks"] = hashes();
     std::optional<GaussianStats> real = measured_;
     if (!real && seen_ && seen_->count() >= 2) real = seen_->stats();
     out[prefix + "real_count"] = at::scalar_tensor(real ? real->count : 0, at::kLong);
@@ -185,6 +194,9 @@ class FrechetReward : public Reward {
                              " of ", count, " images, wanted (", d, ", ", d, ") of 2 or more"));
       return stats;
     };
+    if (!take("networks", 1, at::kByte).equal(hashes()))
+      throw InputError(cat(where, ": reward frechet: was trained on other networks; give the same features ",
+                           "network and frechet_networks as then"));
     seen_.reset();
     measured_.reset();
     if (const auto real = take_stats("real")) {
@@ -213,12 +225,18 @@ class FrechetReward : public Reward {
     real_ = {measured.count, measured.mean * scale_, measured.covariance * scale_.unsqueeze(1) * scale_};
   }
 
+  at::Tensor hashes() const {
+    std::string all;
+    for (const auto& net : nets_) all += net->file_hash();
+    return bytes_tensor(all);
+  }
+
   std::vector<std::string> taps_;
-  std::vector<int64_t> widths_;  // of the taps
+  std::vector<int64_t> widths_;  // of the taps of each network
   std::string share_;
   int64_t wanted_, at_once_, memory_;
   RewardContext context_;
-  std::shared_ptr<FeatureNet> net_;
+  Networks nets_;
   std::optional<GaussianAccumulator> seen_;
   at::Tensor scale_;                          // (D) f64, of each feature
   std::optional<GaussianStats> measured_;     // of the real images, as the network gives them
@@ -305,8 +323,8 @@ std::unique_ptr<Reward> make_confidence_reward(const RewardConfig& config, const
 }
 
 std::unique_ptr<Reward> make_frechet_reward(const RewardConfig& config, const RewardContext& context,
-                                            std::shared_ptr<FeatureNet> net) {
-  return std::make_unique<FrechetReward>(config, context, std::move(net));
+                                            std::vector<std::shared_ptr<FeatureNet>> nets) {
+  return std::make_unique<FrechetReward>(config, context, std::move(nets));
 }
 
 }  // namespace adanat

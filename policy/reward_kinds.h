@@ -14,6 +14,8 @@ void check_reward_batch(const std::string& name, const RewardContext& context, c
                         const at::Tensor& conditions);
 // Returns `scores` or throws RunError.
 at::Tensor checked_scores(const std::string& name, const at::Tensor& scores);
+// The characters of `text` (a file's hash) as a tensor (n) u8, so that a checkpoint can hold them.
+at::Tensor bytes_tensor(const std::string& text);
 
 // Rewards with a discriminator: heads on `net` where there is one ("projected" on a ViT's taps, "features" on
 // config.taps of another network), a convolutional one where it is null.
@@ -23,10 +25,10 @@ std::unique_ptr<Reward> make_adversarial_reward(const std::string& name, const R
 // Probability of the wanted class under the network's logits. Class conditions only.
 std::unique_ptr<Reward> make_confidence_reward(const RewardConfig& config, const RewardContext& context,
                                                std::shared_ptr<FeatureNet> net);
-// Minus the Frechet distance between what is scored and observed real images under the network's pooled
-// features, shared out by config.frechet_share.
+// Minus the Frechet distance between what is scored and observed real images under config.frechet_taps of all
+// `nets` (at least one) side by side, shared out by config.frechet_share.
 std::unique_ptr<Reward> make_frechet_reward(const RewardConfig& config, const RewardContext& context,
-                                            std::shared_ptr<FeatureNet> net);
+                                            std::vector<std::shared_ptr<FeatureNet>> nets);
 
 // What each row of features (B, D), B >= 3, contributes to minus the Frechet distance F between the batch and
 // `real`: the jackknife pseudo-values (B - 1) * F(without row i) - B * F(all), (B) f64 on the CPU. Their mean

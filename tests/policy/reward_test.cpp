@@ -455,6 +455,42 @@ TEST_F(RewardTest, FrechetOfSeveralTaps) {
   EXPECT_NE(message_of([&] { make({"frechet"}); }).find("frechet_taps"), std::string::npos);
 }
 
+TEST_F(RewardTest, FrechetThroughSeveralNetworks) {
+  config_.frechet_images = 150;
+  const at::Tensor seen = real_batch(150).images;
+  const Batch real = real_batch(28), fake = noise_batch(4);
+  const at::Tensor images = at::cat({real.images, fake.images}),
+                   classes = at::cat({real.classes, fake.classes});
+  const auto scores_of = [&](const std::vector<std::string>& files) {
+    config_.frechet_networks = files;
+    const auto reward = make({"frechet"});
+    reward->observe_real(seen);
+    return reward->score(images, classes);
+  };
+  const std::string other = write_classifier("other.safetensors", {{"role", "features"}}).string();
+  const std::string third = write_classifier("third.safetensors", {{"role", "features"}}).string();
+  const at::Tensor alone = scores_of({}), two = scores_of({other}), three = scores_of({other, third});
+  EXPECT_GT((two - alone).abs().max().item<double>(), 1e-3);
+  EXPECT_GT((three - two).abs().max().item<double>(), 1e-3);
+  EXPECT_CLOSE(scores_of({third, other}), three, 1e-4);  // each network has the same total variance
+  EXPECT_GT(three.narrow(0, 0, 28).median().item<double>(), three.narrow(0, 28, 4).max().item<double>());
+
+  // A checkpoint goes on with the same networks only.
+  config_.frechet_networks = {other};
+  TensorMap saved;
+  make({"frechet"})->save(saved, "r.");
+  EXPECT_NO_THROW(make({"frechet"})->load(saved, "r.", "here"));
+  config_.frechet_networks = {third};
+  EXPECT_NE(message_of([&] { make({"frechet"})->load(saved, "r.", "here"); }).find("here: reward frechet"),
+            std::string::npos);
+
+  // What judges is refused here too, as is what is missing.
+  config_.frechet_networks = {write_classifier("judge.safetensors", {{"role", "measure"}}).string()};
+  EXPECT_NE(message_of([&] { make({"frechet"}); }).find("measure"), std::string::npos);
+  config_.frechet_networks = {(dir_ / "none.safetensors").string()};
+  EXPECT_NE(message_of([&] { make({"frechet"}); }).find("none.safetensors is missing"), std::string::npos);
+}
+
 TEST_F(RewardTest, FrechetRanksWhatIsLikeTheRealImages) {
   config_.frechet_images = 150;
   const auto reward = make({"frechet"});
