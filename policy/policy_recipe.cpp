@@ -435,7 +435,7 @@ class PolicyRecipe : public Recipe {
   SamplerStart start_of(const at::Tensor& classes, int64_t seed, const at::Tensor& index) const {
     if (!parts_.texts) return plain_start(*parts_.generator, classes, seed, index);
     const auto states = [&](const at::Tensor& rows) {
-      return parts_.texts->states(rows.cpu()).to(context_.device, at::kFloat);
+      return parts_.texts->states(rows.cpu()).to(context_.device).to(at::kFloat);
     };
     const TextConditions texts{states(classes), states(at::zeros({1}, at::kLong))};
     return plain_start(*parts_.generator, texts, at::arange(classes.size(0), at::kLong), seed, index);

@@ -17,6 +17,7 @@
 #include "core/data/loader.h"
 #include "core/features/perceptual.h"
 #include "core/metrics/image_metrics.h"
+#include "core/nn/autocast.h"
 #include "core/nn/module_state.h"
 #include "core/train/finite.h"
 

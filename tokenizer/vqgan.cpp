@@ -12,6 +12,7 @@
 
 #include <cmath>
 
+#include "core/nn/autocast.h"
 #include "core/nn/module_state.h"
 #include "kernels/nearest_code.h"
 #include "tokenizer/shapes.h"
@@ -126,13 +127,21 @@ DecoderImpl::DecoderImpl(const TokenizerConfig& config) : unshuffle_(config.unsh
   conv_out = register_module("conv_out", Conv(width, 3 * unshuffle_ * unshuffle_, 3, true));
 }
 
-at::Tensor DecoderImpl::forward(const at::Tensor& codes) const {
-  at::Tensor h = conv_in->forward(codes);
-  for (const ResidualBlock& block : mid_) h = block->forward(h);
-  for (size_t l = up_.size(); l-- > 0;) {
-    for (const ResidualBlock& block : up_[l]) h = block->forward(h);
-    if (l > 0) h = upsample_[l]->forward(at::upsample_nearest2d(h, {h.size(2) * 2, h.size(3) * 2}));
-  }
+at::Tensor DecoderImpl::forward(const at::Tensor& codes, bool half) const {
+  const auto body = [&] {
+    at::Tensor h = conv_in->forward(codes);
+    for (const ResidualBlock& block : mid_) h = block->forward(h);
+    for (size_t l = up_.size(); l-- > 0;) {
+      for (const ResidualBlock& block : up_[l]) h = block->forward(h);
+      if (l > 0) h = upsample_[l]->forward(at::upsample_nearest2d(h, {h.size(2) * 2, h.size(3) * 2}));
+    }
+    return h;
+  };
+  const auto half_body = [&] {
+    const AutocastScope autocast(true, codes.device().type());
+    return body();
+  };
+  at::Tensor h = half ? half_body().to(at::kFloat) : body();
   h = conv_out->forward(at::silu(norm_out->forward(h)));
   return unshuffle_ == 1 ? h : at::pixel_shuffle(h, unshuffle_);
 }
@@ -194,7 +203,7 @@ at::Tensor TokenizerImpl::lookup(const at::Tensor& ids) const {
 }
 
 at::Tensor TokenizerImpl::decode(const at::Tensor& ids) const {
-  return decoder->forward(lookup(ids));
+  return decoder->forward(lookup(ids), half_);
 }
 
 void TokenizerImpl::prepare_for_inference() {

@@ -84,7 +84,9 @@ TORCH_MODULE(Encoder);
 class DecoderImpl : public torch::nn::Module {
  public:
   explicit DecoderImpl(const TokenizerConfig& config);
-  at::Tensor forward(const at::Tensor& codes) const;  // (B, C, S/f, S/f) -> (B, 3, S, S)
+  // (B, C, S/f, S/f) -> (B, 3, S, S). `half`: convolutions in bfloat16 but for the last, whose 8 bits would
+  // be seen in the picture.
+  at::Tensor forward(const at::Tensor& codes, bool half = false) const;
   // Weight of the last convolution: the adaptive GAN weight compares gradients there.
   const at::Tensor& last_weight() const { return conv_out->weight; }
 
@@ -120,8 +122,10 @@ class TokenizerImpl : public torch::nn::Module {
   // Codes by id, (B, N) integers in [0, V) with N a square -> (B, C, sqrt N, sqrt N). InputError for another
   // shape.
   at::Tensor lookup(const at::Tensor& ids) const;
-  // (B, N) -> (B, 3, S, S), nominally in [0, 1] but not clamped.
+  // (B, N) -> (B, 3, S, S) float, nominally in [0, 1] but not clamped.
   at::Tensor decode(const at::Tensor& ids) const;
+  // decode from now on with convolutions in bfloat16 (weights stay float32). For GPUs: a CPU gains nothing.
+  void decode_in_bfloat16() { half_ = true; }
 
   // The codebook as it is compared and looked up: (V, C), of unit length with normalize_codes.
   at::Tensor codebook() const;
@@ -141,6 +145,7 @@ class TokenizerImpl : public torch::nn::Module {
 
  private:
   TokenizerConfig config_;
+  bool half_ = false;
 };
 TORCH_MODULE(Tokenizer);
 

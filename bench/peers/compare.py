@@ -46,6 +46,7 @@ import peer  # noqa: E402
 
 torch.set_num_threads(threads)
 torch.set_grad_enabled(False)
+torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as in adanat
 
 
 def run_ours(dtype, rounds=1):

@@ -15,6 +15,7 @@
 #include <numbers>
 
 #include "core/data/loader.h"
+#include "core/nn/autocast.h"
 #include "core/nn/module_state.h"
 #include "kernels/philox.h"
 

@@ -13,6 +13,7 @@
 #include "core/data/data_order.h"
 #include "core/generator/generator_init.h"
 #include "core/generator/masking.h"
+#include "core/nn/autocast.h"
 #include "core/nn/module_state.h"
 #include "core/train/finite.h"
 
@@ -39,13 +40,20 @@ void GeneratorTrainConfig::validate() const {
 
 at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, const at::Tensor& hidden,
                              const at::Tensor& condition, double label_smoothing) {
-  const at::Tensor masked = ids.masked_fill(hidden, generator.mask_id());
+  // The head, half of a small model's work, runs only where a loss is taken. The places are looked up where
+  // `hidden` lies: on a GPU that would wait for all the work before it.
+  const at::Device device = condition.device();
+  const auto there = [&](const at::Tensor& x) {
+    if (!device.is_cuda() || x.is_cuda()) return x.to(device);
+    return x.pin_memory().to(device, /*non_blocking=*/true);
+  };
+  const at::Tensor where = there(at::nonzero(hidden.reshape({-1})).squeeze(1));
+  const at::Tensor targets = there(ids);
+  const at::Tensor masked = targets.masked_fill(there(hidden), generator.mask_id());
   const at::Tensor features = generator.features(masked, condition);
-  // The head, half of a small model's work, runs only where a loss is taken.
-  const at::Tensor where = at::nonzero(hidden.reshape({-1})).squeeze(1);
   const at::Tensor rows = features.reshape({-1, features.size(2)}).index_select(0, where);
   const at::Tensor logits = generator.logits(rows).to(at::kFloat);
-  return at::cross_entropy_loss(logits, ids.reshape({-1}).index_select(0, where), {}, at::Reduction::Mean,
+  return at::cross_entropy_loss(logits, targets.reshape({-1}).index_select(0, where), {}, at::Reduction::Mean,
                                 /*ignore_index=*/-100, label_smoothing);
 }
 
@@ -84,6 +92,9 @@ class GeneratorRecipe : public Recipe {
       held_out_ = read_token_file(config_.held_out);
       if (held_out_->tokenizer_hash != data_.tokenizer_hash || held_out_->vocab != data_.vocab)
         throw InputError(cat(config_.held_out, ": was made by another tokenizer than the training tokens"));
+      if (!texts_ && held_out_->classes.max().item<int64_t>() >= model.classes)
+        throw InputError(cat(config_.held_out, ": has the class ", held_out_->classes.max().item<int64_t>(),
+                             ", the training tokens know ", model.classes));
       if (texts_) take_captions(*held_out_, config_.held_out);
     }
     if (texts_) take_captions(data_, config_.data);
@@ -228,10 +239,10 @@ class GeneratorRecipe : public Recipe {
     const at::Tensor hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
     if (condition_dropout > 0)
       classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, empty_class());
-    const at::Tensor condition = texts_ ? texts_->states(classes).to(at::kFloat) : classes;
+    at::Tensor condition = (texts_ ? texts_->states(classes) : classes).to(context_.device);
+    if (texts_) condition = condition.to(at::kFloat);  // widened there: half the bytes travel
     const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
-    return masked_token_loss(*net_, ids.to(context_.device), hidden.to(context_.device),
-                             condition.to(context_.device), smoothing);
+    return masked_token_loss(*net_, ids, hidden, condition, smoothing);
   }
 
   GeneratorTrainConfig config_;

@@ -26,6 +26,8 @@ at::Device parse_device(const std::string& text) {
   const bool has_cuda = at::globalContext().hasCUDA();
   // float32 means float32: cuDNN's default rounds the inputs of convolutions to TF32's 10 bits.
   if (has_cuda) at::globalContext().setAllowTF32CuDNN(false);
+  // cuDNN's attention plans anew for every shape, and the rows of a first step are as many as its classes.
+  if (has_cuda) at::globalContext().setSDPUseCuDNN(false);
   if (text == "auto") return has_cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   if (text == "cpu") return at::Device(at::kCPU);
   const bool indexed =

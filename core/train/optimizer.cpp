@@ -1,6 +1,8 @@
 #include "core/train/optimizer.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_add.h>
+#include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/linalg_vector_norm.h>
@@ -59,15 +61,15 @@ at::Tensor Optimizer::step(double learning_rate) {
                             : at::zeros_like(parameter).copy_(parameter.grad()));
     exp_avgs.push_back(moments_[i].exp_avg);
     exp_avg_sqs.push_back(moments_[i].exp_avg_sq);
-    moments_[i].step.add_(1);  // the fused update reads the count that includes this update
     steps.push_back(moments_[i].step);
   }
   at::Tensor norm;
   if (parameters.empty()) return norm;
+  at::_foreach_add_(steps, 1);  // the fused update reads the count that includes this update
   if (config_.clip > 0) {
     norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients)));
     const at::Tensor scale = (config_.clip / (norm + 1e-6)).clamp_max(1.0);
-    for (at::Tensor& gradient : gradients) gradient.mul_(scale);
+    at::_foreach_mul_(gradients, scale);
   }
   at::_fused_adamw_(parameters, gradients, exp_avgs, exp_avg_sqs, /*max_exp_avg_sqs=*/{}, steps,
                     learning_rate, config_.beta1, config_.beta2, config_.weight_decay, config_.epsilon,

@@ -1,6 +1,5 @@
 #include "core/train/precision.h"
 
-#include <ATen/autocast_mode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
@@ -25,17 +24,6 @@ void wait_for(at::Device device) {
 void require_dtype(const std::string& dtype) {
   require(dtype == "auto" || dtype == "float32" || dtype == "bfloat16", "dtype", "auto, float32 or bfloat16",
           dtype);
-}
-
-AutocastScope::AutocastScope(bool on, c10::DeviceType device)
-    : device_(device), before_(at::autocast::is_autocast_enabled(device)) {
-  at::autocast::set_autocast_enabled(device_, on);
-  if (on) at::autocast::set_autocast_dtype(device_, at::kBFloat16);
-}
-
-AutocastScope::~AutocastScope() {
-  at::autocast::clear_cache();
-  at::autocast::set_autocast_enabled(device_, before_);
 }
 
 DtypeChoice choose_dtype(Recipe& recipe) {
@@ -65,7 +53,8 @@ DtypeChoice choose_dtype(Recipe& recipe) {
     // second pair is taken, however long, where the first (which also paid for first calls) left it open.
     for (int pair = 0; pair < kMostPairs; ++pair) {
       check_interrupt();  // nothing is begun that would have to be saved
-      const bool clear = std::max(least[0], least[1]) > 1.3 * std::min(least[0], least[1]);
+      // A GPU's first update also pays for the context, the libraries and the memory: never clear after one.
+      const bool clear = device.is_cpu() && std::max(least[0], least[1]) > 1.3 * std::min(least[0], least[1]);
       if (pair > (clear ? 0 : 1) && monotonic_seconds() - began > kSeconds / double(phases.size())) break;
       for (size_t i = 0; i < 2; ++i) {
         recipe.set_dtype(kNames[i]);

@@ -1,7 +1,5 @@
 // The precision that a run computes in: float32, or matrix products and convolutions in bfloat16 (autocast).
 #pragma once
-#include <c10/core/Device.h>
-
 #include <string>
 
 namespace adanat {
@@ -15,20 +13,6 @@ inline constexpr const char* kDtypeHelp =
 
 // For validate(): InputError unless "auto", "float32" or "bfloat16".
 void require_dtype(const std::string& dtype);
-
-// bfloat16 autocast for one scope, off for it where `on` is false. The converted weights that autocast keeps
-// are dropped at its end, since they change at every update. Backward passes belong outside.
-class AutocastScope {
- public:
-  AutocastScope(bool on, c10::DeviceType device);
-  ~AutocastScope();
-  AutocastScope(const AutocastScope&) = delete;
-  AutocastScope& operator=(const AutocastScope&) = delete;
-
- private:
-  c10::DeviceType device_;
-  bool before_;
-};
 
 // What "auto" came to, and why: seconds of an update, the mean over the whole run.
 struct DtypeChoice {

@@ -148,6 +148,18 @@ TEST_F(Vqgan, UnshuffleStem) {
   EXPECT_CLOSE(at::pixel_shuffle(folded, 2), image, 0);
 }
 
+TEST_F(Vqgan, DecodesInBfloat16) {
+  Tokenizer tokenizer(tiny_config());
+  tokenizer->prepare_for_inference();
+  const at::Tensor ids = tokenizer->encode(testing::input_u("half", {3, 3, 16, 16}));
+  const at::Tensor exact = tokenizer->decode(ids);
+  tokenizer->decode_in_bfloat16();
+  const at::Tensor half = tokenizer->decode(ids);
+  EXPECT_EQ(half.scalar_type(), at::kFloat);
+  EXPECT_GT((half - exact).abs().max().item<double>(), 0);
+  EXPECT_CLOSE(half, exact, 0.03 * exact.abs().max().item<double>());  // a few roundings to 8 bits in a row
+}
+
 TEST_F(Vqgan, AwkwardSizesAndWidths) {
   for (const int64_t size : {2, 6, 10, 32}) {
     Tokenizer tokenizer(tiny_config());
