@@ -9,15 +9,13 @@ namespace adanat {
 namespace {
 
 // The same number without what the parser would take for octal.
-std::string decimal(const std::string& option, const std::string& text) {
+std::string decimal(const std::string& text) {
   int64_t value = 0;
   const char* const end = text.data() + text.size();
   const bool plus = text.size() > 1 && text[0] == '+' && text[1] != '-';
   const auto [last, code] = std::from_chars(text.data() + (plus ? 1 : 0), end, value);
-  if (code == std::errc::result_out_of_range)
-    throw CLI::ValidationError(option, text + " does not fit 64 bits");
-  if (code != std::errc() || last != end)
-    throw CLI::ValidationError(option, "\"" + text + "\" is not an integer");
+  if (code == std::errc::result_out_of_range) throw CLI::ValidationError(text + " does not fit 64 bits");
+  if (code != std::errc() || last != end) throw CLI::ValidationError("\"" + text + "\" is not an integer");
   return std::to_string(value);
 }
 
@@ -26,9 +24,8 @@ std::string decimal(const std::string& option, const std::string& text) {
 void check_values(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {
     if (option->get_items_expected_max() == 0) continue;  // a flag
-    const std::string name = option->get_name();
     if (option->get_type_name().starts_with("INT")) {
-      option->transform([name](const std::string& text) { return decimal(name, text); });
+      option->transform([](const std::string& text) { return decimal(text); });
     } else if (!option->check_lname("held-out")) {  // there, empty means none
       option->check([](const std::string& text) { return text.empty() ? "must not be empty" : ""; });
     }

@@ -108,10 +108,6 @@ void check_options(const EvalOptions& o) {
     throw InputError("--reference: give the images to reconstruct");
   if (!o.images.empty() && o.count > 0)
     throw InputError("--count: only for images made by -m DIR, not with --images");
-  if (o.model.empty() && o.weights.empty())
-    throw InputError(
-        "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
-        "measure network");
   if (o.images.empty() && !o.tokenizer && o.count < 2)
     throw InputError("--count: say how many images to generate, at least 2");
   if (o.count > 100'000'000) throw InputError(cat("--count ", o.count, ": must be at most 100000000"));
@@ -125,6 +121,18 @@ void check_options(const EvalOptions& o) {
       throw InputError(cat("--save-stats ", o.save_stats, ": must end in .npz"));
     const AtomicFile probe(o.save_stats);  // found out now, not after the work
   }
+}
+
+// The measure network of the bundled signs, beside the program or in the project that it was built in; empty
+// if there is none.
+fs::path bundled_measure() {
+  std::error_code error;
+  fs::path folder = fs::read_symlink("/proc/self/exe", error).parent_path();
+  for (int level = 0; level < 3 && !folder.empty(); ++level, folder = folder.parent_path()) {
+    const fs::path file = folder / "models/signs/measure.safetensors";
+    if (fs::exists(file, error)) return file;
+  }
+  return {};
 }
 
 // One run of eval: what all its parts share.
@@ -351,8 +359,16 @@ void run_eval(const EvalOptions& o) {
     throw InputError(cat("--weights: protocol ", protocol.name,
                          " needs the Inception weights (pt_inception-2015-12-05 as .pth or "
                          ".safetensors); without them use --protocol classifier"));
-  const fs::path weights =
-      o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
+  fs::path weights = o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
+  if (o.weights.empty() && o.model.empty()) {
+    weights = bundled_measure();
+    if (weights.empty())
+      throw InputError(
+          "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
+          "measure network");
+    note(cat("measured by ", weights.string(),
+             ", which knows traffic signs; --weights names another network"));
+  }
   if (!fs::exists(weights)) throw InputError(cat(weights.string(), ": no such file; give --weights"));
   // The classifier has always run on the CPU: its figures in the models' cards do not depend on a GPU.
   const at::Device measure_device = protocol.network == "classifier" ? at::Device(at::kCPU) : device;
@@ -387,6 +403,18 @@ void run_eval(const EvalOptions& o) {
     }
     o.table.refuse_for(*schedule);
   }
+  const auto expected = [](const std::string& name, const GivenSet& given) {
+    if (given.images) return ExpectedSet{name, given.images->size()};
+    return ExpectedSet{name, given.set->count() > 0 ? std::optional(given.set->count()) : std::nullopt};
+  };
+  std::optional<ExpectedSet> other;
+  if (!reference.description.empty()) other = expected(reference.description, reference);
+  GivenSet images;
+  if (!generates && !o.tokenizer) images = open_given(e, o.images, metrics);
+  const ExpectedSet own = generates     ? ExpectedSet{"the generated set", o.count}
+                          : o.tokenizer ? ExpectedSet{"the reconstructions", other ? other->images : 2}
+                                        : expected(images.description, images);
+  require_images(protocol, metrics, own, other);
   measure_given(e, reference, "reference");
 
   std::vector<std::vector<Figure>> runs;
@@ -416,7 +444,6 @@ void run_eval(const EvalOptions& o) {
     const MeasuredSet set = reconstruct_and_measure(e, *source, extra);
     finish(set, "the reconstructions", extra);
   } else if (!o.images.empty()) {
-    GivenSet images = open_given(e, o.images, metrics);
     measured = images.description;
     measure_given(e, images, "measure");
     finish(*images.set, images.description, {});

@@ -4,9 +4,11 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <future>
+#include <thread>
 
 #include "apps/pipeline/pipeline.h"
 #include "core/base/interrupt.h"
@@ -19,6 +21,19 @@
 namespace adanat {
 namespace fs = std::filesystem;
 namespace {
+
+// Calls work(0), ..., work(count - 1) on all cores. The first exception comes through when all have ended.
+template <class Work>
+void share_out(int64_t count, const Work& work) {
+  const int64_t parts = std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, count);
+  std::vector<std::future<void>> running;
+  for (int64_t part = 0; part < parts; ++part)
+    running.push_back(std::async(std::launch::async, [&work, part, parts, count] {
+      for (int64_t i = part; i < count; i += parts) work(i);
+    }));
+  for (const auto& one : running) one.wait();
+  for (auto& one : running) one.get();
+}
 
 // Where images go: one grid, or one file per image.
 class Output {
@@ -241,13 +256,14 @@ void check_options(const GenerateOptions& o) {
   if (o.output.empty()) throw InputError("--output: must not be empty; give FILE.png, DIR/ or DIR/%05d.png");
   if (o.first_index < 0 || o.first_index > (int64_t(1) << 31) - o.count)
     throw InputError(cat("--first-index ", o.first_index, ": image indices must lie in 0 to 2147483647"));
-  const std::vector<std::string> outputs = {o.output, o.save_tokens, o.trace};
+  const std::vector<std::string> outputs = {o.output, o.save_tokens, o.trace, o.preview};
   for (size_t i = 0; i < outputs.size(); ++i)
     for (size_t j = i + 1; j < outputs.size(); ++j)
       if (!outputs[i].empty() && !outputs[j].empty() &&
           fs::absolute(outputs[i]).lexically_normal() == fs::absolute(outputs[j]).lexically_normal())
         throw InputError(
-            cat(outputs[i], ": is named as two outputs; --output, --save-tokens and --trace must differ"));
+            cat(outputs[i],
+                ": is named as two outputs; --output, --save-tokens, --trace and --preview must differ"));
   if (!o.save_tokens.empty()) const AtomicFile probe(o.save_tokens);
   if (!o.preview.empty()) {
     std::error_code error;
@@ -327,12 +343,12 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
         grid_images.push_back(made.images);
       } else {
         for (int64_t i = 0; i < size; ++i) files.push_back(output.file(done + i).string());
-        writing = std::async(std::launch::async, [&, request, images = made.images, begin = done] {
-          for (int64_t i = 0; i < images.size(0); ++i)
-            write_png(output.file(begin + i), to_image(images[i]),
-                      parameters_chunk(pipeline, o, table, *schedule, request.first_index + i,
-                                       {request.classes[size_t(i)]}, dtype, job));
-        });
+        const auto write = [&, request, images = made.images, begin = done](int64_t i) {
+          write_png(output.file(begin + i), to_image(images[i]),
+                    parameters_chunk(pipeline, o, table, *schedule, request.first_index + i,
+                                     {request.classes[size_t(i)]}, dtype, job));
+        };
+        writing = std::async(std::launch::async, [write, size] { share_out(size, write); });
       }
       done += size;
       if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, request, job);

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "apps/adanat/cli.h"
+#include "core/base/edit_distance.h"
 #include "core/base/error.h"
 #include "core/base/text.h"
 #include "core/nn/device.h"
@@ -29,6 +30,47 @@ void keep_freed_memory() {
   mallopt(M_MMAP_THRESHOLD, 256 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_TOP_PAD, 16 << 20);
+}
+
+// "adanat tokenize encode": the deepest command that was named.
+std::string command_path(const CLI::App& app) {
+  const auto named = app.get_subcommands();
+  return app.get_name() + (named.empty() ? "" : " " + command_path(*named[0]));
+}
+
+const CLI::App& deepest(const CLI::App& app) {
+  const auto named = app.get_subcommands();
+  return named.empty() ? app : deepest(*named[0]);
+}
+
+// "; do you mean --steps?" where an option of the command is spelled nearly so.
+std::string near_miss(const CLI::App& command, const std::string& word) {
+  for (const CLI::Option* option : command.get_options())
+    for (const std::string& name : option->get_lnames())
+      if (adanat::edit_distance("--" + name, word) <= 2) return "; do you mean --" + name + "?";
+  return "";
+}
+
+// What is wrong, with the words that it is about.
+std::string explained(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    const std::string words = std::string(error.what()) + " ";
+    for (int i = 1; i < argc; ++i)
+      if (words.find(" " + std::string(argv[i]) + " ") != std::string::npos)
+        return std::string(argv[i]) + ": is nothing that this command takes" +
+               near_miss(deepest(app), argv[i]);
+  }
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr &&
+      std::string(error.what()).find("At Most 1") != std::string::npos)
+    return std::string(error.what()).substr(0, std::string(error.what()).find(':')) +
+           ": is given more than once";
+  if (dynamic_cast<const CLI::RequiredError*>(&error) != nullptr &&
+      std::string(error.what()).starts_with("A subcommand")) {
+    for (int i = 1; i < argc; ++i)
+      if (argv[i][0] == '-' || i > 1) return std::string(argv[i]) + ": no such command";
+    return "a command is missing";
+  }
+  return error.what();
 }
 
 int run(int argc, char** argv) {
@@ -59,11 +101,9 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {  // --help, --version
-    return app.exit(e);
+    app.exit(e);
   } catch (const CLI::ParseError& e) {
-    return report(2, std::string(e.what()) + "; see adanat " +
-                         (app.get_subcommands().empty() ? "" : app.get_subcommands()[0]->get_name() + " ") +
-                         "--help");
+    return report(2, explained(app, e, argc, argv) + "; see " + command_path(app) + " --help");
   }
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
     return report(1, "standard output cannot be written");

@@ -36,27 +36,33 @@ void run_encode(const EncodeOptions& o) {
   note(dataset->describe());
   SequentialReader reader(*dataset, config.image_size, o.batch_size, /*skip_broken=*/true);
   Progress progress("encode", dataset->size(), "images");
-  std::vector<at::Tensor> tokens, classes, flipped;
+  // The images as they are, then all mirrored ones: the order of the rows is that of the data whatever the
+  // batch.
+  std::vector<at::Tensor> tokens, mirrored, classes;
   std::vector<std::string> captions;
-  const auto encode = [&](const at::Tensor& images, const at::Tensor& labels, bool mirrored) {
-    tokens.push_back(tokenizer->encode(images).to(at::kInt).cpu());
-    classes.push_back(labels);
-    flipped.push_back(at::full({labels.size(0)}, int64_t(mirrored), at::kByte));
-  };
+  const auto encode = [&](const at::Tensor& images) { return tokenizer->encode(images).to(at::kInt).cpu(); };
   int64_t done = 0;
   while (const auto batch = reader.next()) {
     check_interrupt();
     const at::Tensor images = batch->images.to(device).to(at::kFloat) / 255;
-    encode(images, batch->labels, false);
+    tokens.push_back(encode(images));
+    if (o.flip) mirrored.push_back(encode(images.flip({3})));
+    classes.push_back(batch->labels);
     captions.insert(captions.end(), batch->captions.begin(), batch->captions.end());
-    if (o.flip) encode(images.flip({3}), batch->labels, true);
-    if (o.flip) captions.insert(captions.end(), batch->captions.begin(), batch->captions.end());
     progress.update(done += batch->labels.size(0));
   }
   if (reader.skipped() > 0)
     warning(cat(reader.skipped(), " images of ", o.data, " could not be read and were left out"));
   TokenFile file;
-  file.tokens = at::cat(tokens), file.classes = at::cat(classes), file.flipped = at::cat(flipped);
+  file.tokens = at::cat(tokens), file.classes = at::cat(classes);
+  file.flipped = at::zeros({file.tokens.size(0)}, at::kByte);
+  if (o.flip) {
+    file.tokens = at::cat({file.tokens, at::cat(mirrored)});
+    file.classes = file.classes.repeat({2});
+    file.flipped = at::cat({file.flipped, at::ones_like(file.flipped)});
+    captions.reserve(2 * captions.size());
+    captions.insert(captions.end(), captions.begin(), captions.end());
+  }
   file.captions = std::move(captions);
   file.grid_height = file.grid_width = config.image_size / config.tokenizer->factor();
   file.vocab = config.tokenizer->codes;
@@ -91,6 +97,7 @@ void run_decode(const DecodeOptions& o) {
     throw InputError(cat(o.input, ": holds the id ", saved.tokens.max().item<int64_t>(),
                          ", the tokenizer of ", o.model, " has ", config.tokenizer->codes, " codes"));
   const int64_t count = saved.tokens.size(0);
+  if (count == 0) throw InputError(cat(o.input, ": holds no rows of tokens; there is nothing to decode"));
   const bool single = fs::path(o.output).extension() == ".png";
   if (!single && !o.output.ends_with('/') && fs::path(o.output).has_extension() &&
       !fs::is_directory(o.output))

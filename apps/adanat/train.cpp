@@ -35,10 +35,17 @@ struct TrainOptions {
   ComputeOptions compute;
 };
 
+// Where the config comes from: the file that is named, that of the run that goes on, or "".
+std::string config_file(const TrainOptions& o) {
+  const fs::path own = fs::path(o.out) / "config.json";
+  return o.config.empty() && o.resume && fs::exists(own) ? own.string() : o.config;
+}
+
 // The config file with --set, --data, --held-out, --seed and --dtype on top.
 Json load_config(const TrainOptions& o) {
-  Json j = o.config.empty() ? Json::object() : read_json_file(o.config);
-  if (!j.is_object()) throw InputError(cat(o.config, ": must hold one JSON object"));
+  const std::string file = config_file(o);
+  Json j = file.empty() ? Json::object() : read_json_file(file);
+  if (!j.is_object()) throw InputError(cat(file, ": must hold one JSON object"));
   // A run's own config.json can be given back as it is.
   j.erase("run");
   j.erase("trained_on");
@@ -58,9 +65,22 @@ Json load_config(const TrainOptions& o) {
   return j;
 }
 
+// -m and --init of the run that goes on, where they are not given again.
+void take_folders_of_run(TrainOptions& o) {
+  const fs::path file = fs::path(o.out) / "config.json";
+  if (!fs::exists(file)) return;
+  const Json config = read_json_file(file.string());
+  const Json run = config.is_object() && config.contains("run") ? config["run"] : Json::object();
+  const auto take = [&](const char* key, std::string& to) {
+    if (to.empty() && run.is_object() && run.contains(key) && run[key].is_string()) to = run[key];
+  };
+  take("model", o.model), take("init", o.init);
+}
+
 template <Config C>
 C parse_config(const TrainOptions& o, const Json& j) {
-  C config = config_from_json<C>(j, o.config.empty() ? "the command line" : o.config);
+  const std::string file = config_file(o);
+  C config = config_from_json<C>(j, file.empty() ? "the command line" : file);
   if (config.data.empty()) throw InputError("--data: give the data to train on (or the config key \"data\")");
   return config;
 }
@@ -174,7 +194,7 @@ SampleImages sample_grid(Tokenizer tokenizer, SamplingDefaults defaults, std::op
     SamplerStart start;
     if (texts) {
       const at::Tensor rows = (index * texts->size()).div(count, "trunc");
-      const auto states = [&](const at::Tensor& of) { return texts->states(of).to(device, at::kFloat); };
+      const auto states = [&](const at::Tensor& of) { return texts->states(of).to(device).to(at::kFloat); };
       start = plain_start(generator, TextConditions{states(rows), states(at::zeros({1}, at::kLong))}, index,
                           42, index);
     } else {
@@ -254,6 +274,12 @@ void train_generator(const TrainOptions& o) {
   const std::optional<GeneratorInit> init = load_generator_init(o);
   const GeneratorTrainConfig config = parse_generator_config(o, init);
   const ModelConfig given = read_model_config(o.model);
+  if (fs::is_directory(config.data) || config.data.find_first_of("#@") != std::string::npos ||
+      fs::path(config.data).extension() != ".safetensors")
+    throw InputError(
+        cat("--data ", config.data,
+            ": a generator is trained on a token file (FILE.safetensors); make one of your images "
+            "with `adanat tokenize encode`"));
   TokenFile tokens = read_token_file(config.data);
   const std::string hash =
       given.files.contains("tokenizer.safetensors") ? given.files.at("tokenizer.safetensors") : "";
@@ -292,7 +318,8 @@ PolicyTrainConfig parse_policy_config(const TrainOptions& o, const ModelConfig& 
     if (j.contains("cosine")) cosine.update(j["cosine"]);
     j["cosine"] = std::move(cosine);
   }
-  auto config = config_from_json<PolicyTrainConfig>(j, o.config.empty() ? "the command line" : o.config);
+  const std::string file = config_file(o);
+  auto config = config_from_json<PolicyTrainConfig>(j, file.empty() ? "the command line" : file);
   if (config.data.empty())
     throw InputError("--data: give the images to train against (or the config key \"data\")");
   return config;
@@ -322,6 +349,8 @@ void train_policy(const TrainOptions& o) {
   PolicyParts parts;
   parts.generator = open_generator(folder, given, device, parse_dtype(config.dtype, device));
   parts.tokenizer = open_tokenizer(folder, given, device);
+  if (device.is_cuda() && parse_dtype(config.dtype, device) == at::kBFloat16)
+    parts.tokenizer->decode_in_bfloat16();
   if (given.files.contains("generator.safetensors"))
     parts.generator_hash = given.files.at("generator.safetensors");
   if (given.files.contains("tokenizer.safetensors"))
@@ -384,6 +413,7 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
   command->callback([o, run] {
     install_interrupt_handlers();
     check_run_folder(o->out, o->resume);
+    if (o->resume) take_folders_of_run(*o);
     run(*o);
   });
 }

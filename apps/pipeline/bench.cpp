@@ -54,7 +54,11 @@ void wait_for(at::Device device) {
 // Peak of the process's resident memory, or of the GPU's tensors, since reset().
 class PeakMemory {
  public:
-  explicit PeakMemory(at::Device device) : device_(device) { reset(); }
+  explicit PeakMemory(at::Device device) : device_(device) {
+    // Until something has used the GPU its allocator knows no devices.
+    if (!device_.is_cpu()) at::globalContext().lazyInitDevice(device_.type());
+    reset();
+  }
   void reset() {
     if (device_.is_cpu())
       std::ofstream("/proc/self/clear_refs")
@@ -86,6 +90,7 @@ struct Stage {
   std::function<void()> call;
   int64_t calls = 1;
   std::vector<double> wall = {}, processor = {};
+  double peak_mib = 0;  // of memory, while it ran by itself
 };
 
 // One sample of a stage: seconds of a call, by the clock and of the processors.
@@ -113,10 +118,13 @@ double quantile(std::vector<double> values, double share) {
 
 // All stages by turns, `repeats` times.
 void measure(std::vector<Stage>& stages, int64_t warmup, int64_t repeats, at::Device device) {
+  PeakMemory memory(device);
   for (Stage& stage : stages) {
     double once = 0;
+    memory.reset();
     for (int64_t i = 0; i <= warmup; ++i) check_interrupt(), once = sample_of(stage, device).first;
     stage.calls = std::clamp<int64_t>(int64_t(std::ceil(kLeastSample / std::max(once, 1e-7))), 1, 10000);
+    stage.peak_mib = memory.mib();
   }
   for (int64_t r = 0; r < repeats; ++r) {
     for (Stage& stage : stages) {
@@ -141,6 +149,7 @@ Json result_of(const Stage& stage, const std::string& dtype, double gemm, at::De
                   {"max", quantile(stage.wall, 1)}};
   const double processor = quantile(stage.processor, 0.5);
   j["processor_seconds"] = processor;
+  j["peak_mib"] = stage.peak_mib;
   if (stage.images > 0) j["images_per_second"] = double(stage.images) / median;
   if (stage.tokens > 0) j["tokens_per_second"] = double(stage.tokens) / median;
   if (stage.flops > 0 && gemm > 0)
@@ -214,6 +223,7 @@ class Subject {
     tokenizer_ = Tokenizer(*config_.tokenizer);
     tokenizer_->to(o.device);
     tokenizer_->prepare_for_inference();
+    if (o.device.is_cuda() && dtype == at::kBFloat16) tokenizer_->decode_in_bfloat16();
   }
 
   const ModelConfig& config() const { return folder_ ? folder_->config() : config_; }
@@ -308,7 +318,6 @@ Json model_json(const BenchOptions& o, const ModelConfig& config, const std::str
 
 void bench_generation(const BenchOptions& o, Json& report) {
   const at::NoGradGuard no_grad;
-  PeakMemory memory(o.device);
   Progress progress("bench", int64_t(o.dtypes.size() * o.batches.size()), "cases");
   int64_t done = 0;
   for (const at::ScalarType dtype : o.dtypes) {
@@ -333,13 +342,16 @@ void bench_generation(const BenchOptions& o, Json& report) {
       report["policy"] = has_policy && !o.model.empty() ? "the model's" : "untrained, of the published sizes";
     }
     for (const int64_t batch : o.batches) {
-      memory.reset();
       std::vector<Stage> stages =
           generation_stages(subject, *schedule, stand_in ? *stand_in : *schedule, batch, o);
       keep_stages(stages, o.stages);
       measure(stages, o.warmup, o.repeats, o.device);
-      for (const Stage& stage : stages) report["results"].push_back(result_of(stage, name, gemm, o.device));
-      report["memory"].push_back({{"dtype", name}, {"batch", batch}, {"peak_mib", memory.mib()}});
+      double peak = 0;
+      for (const Stage& stage : stages) {
+        report["results"].push_back(result_of(stage, name, gemm, o.device));
+        peak = std::max(peak, stage.peak_mib);
+      }
+      report["memory"].push_back({{"dtype", name}, {"batch", batch}, {"peak_mib", peak}});
       progress.update(++done);
     }
   }
@@ -361,7 +373,6 @@ void bench_training(const BenchOptions& o, Json& report) {
   if (!config.generator) throw InputError(cat(o.model.string(), ": holds no generator"));
   const GeneratorConfig& g = *config.generator;
   if (g.condition != "class") throw InputError("--train: only for class-conditional generators");
-  PeakMemory memory(o.device);
   Progress progress("bench", int64_t(o.dtypes.size() * o.batches.size()), "cases");
   int64_t done = 0;
   for (const at::ScalarType dtype : o.dtypes) {
@@ -374,7 +385,6 @@ void bench_training(const BenchOptions& o, Json& report) {
       train.model = g;
       train.batch_size = batch;
       train.dtype = name;
-      memory.reset();
       RecipeContext context;
       context.device = o.device;
       const auto recipe = make_generator_recipe(train, random_tokens(g, batch), nullptr, context, {});
@@ -384,7 +394,7 @@ void bench_training(const BenchOptions& o, Json& report) {
                                     [&] { recipe->step(step++); }}};
       measure(stages, o.warmup, o.repeats, o.device);
       report["results"].push_back(result_of(stages[0], name, gemm, o.device));
-      report["memory"].push_back({{"dtype", name}, {"batch", batch}, {"peak_mib", memory.mib()}});
+      report["memory"].push_back({{"dtype", name}, {"batch", batch}, {"peak_mib", stages[0].peak_mib}});
       progress.update(++done);
     }
   }

@@ -230,6 +230,9 @@ void convert(const ConvertOptions& options) {
     }
     if (!options.text_encoder.empty())
       copy_text_encoder(options.text_encoder, folder.path() / "text_encoder", generator->config.text_width);
+    else if (generator->config.condition == "text")
+      warning(
+          "the folder holds no text encoder: `generate` needs one; convert again with --text-encoder DIR");
   }
   write_model_config(folder.path(), model);
   check_interrupt();

@@ -23,9 +23,10 @@ at::Tensor pillow_299(const at::Tensor& bytes) {
   constexpr int kSide = 299;
   at::Tensor out = at::empty({bytes.size(0), 3, kSide, kSide}, at::kFloat);
   auto* target = out.mutable_data_ptr<float>();
+  const at::Tensor host = bytes.cpu();
   at::parallel_for(0, bytes.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const std::vector<float> resized = resize_bicubic_float(to_image(bytes[i].cpu()), kSide, kSide);
+      const std::vector<float> resized = resize_bicubic_float(to_image(host[i]), kSide, kSide);
       std::copy(resized.begin(), resized.end(), target + i * 3 * kSide * kSide);
     }
   });
@@ -193,14 +194,50 @@ std::optional<double> MeasuredSet::accuracy() const {
   return double(right_) / double(labelled_);
 }
 
+void require_images(const Protocol& protocol, const MetricSet& metrics, const ExpectedSet& set,
+                    const std::optional<ExpectedSet>& reference) {
+  const bool classifier = protocol.network == "classifier";
+  const auto need = [](const char* metric, int64_t least, const std::string& why, const ExpectedSet& s) {
+    if (!s.images)
+      throw InputError(
+          cat("--metrics ", metric, ": ", s.name, " holds statistics only; give the images themselves"));
+    if (*s.images < least)
+      throw InputError(cat("--metrics ", metric, ": needs at least ", least, " images", why, ", ", s.name,
+                           " has ", *s.images));
+  };
+  const auto need_both = [&](const char* metric, int64_t least, const std::string& why) {
+    need(metric, least, " on both sides" + why, set);
+    need(metric, least, " on both sides" + why, *reference);
+  };
+  if (metrics.score)
+    need(classifier ? "cs" : "is", std::max<int64_t>(1, protocol.is_splits),
+         cat(" (one for each of its ", protocol.is_splits, " splits)"), set);
+  if (!reference) return;
+  if (metrics.frechet)
+    for (const ExpectedSet* s : {&set, &*reference})
+      if (s->images) need(classifier ? "fd" : "fid", 2, "", *s);
+  if (metrics.kernel) {
+    int64_t size = protocol.kid_subset_size;
+    if (protocol.kid_shrink) size = std::min({size, set.images.value_or(0), reference->images.value_or(0)});
+    need_both(classifier ? "kd" : "kid", std::max<int64_t>(2, size),
+              " (its subsets; --kid-subset-size makes them smaller)");
+  }
+  if (metrics.manifold)
+    need_both("pr", std::max(protocol.neighbours, protocol.density_neighbours) + 1, " (nearest neighbours)");
+}
+
+namespace {
+
+ExpectedSet as_expected(const MeasuredSet& set, const std::string& name) {
+  if (set.from_file() && set.count() == 0) return {name, std::nullopt};
+  return {name, set.count()};
+}
+
+}  // namespace
+
 Figure score_figure(const MeasuredSet& set, const std::string& set_name, const Protocol& protocol) {
+  require_images(protocol, {.score = true}, as_expected(set, set_name), std::nullopt);
   const std::string name = protocol.network == "classifier" ? "cs" : "is";
-  if (set.from_file() && set.count() == 0)
-    throw InputError(
-        cat("--metrics ", name, ": ", set_name, " holds statistics only; give the images themselves"));
-  if (set.count() < std::max<int64_t>(1, protocol.is_splits))
-    throw InputError(cat("--metrics ", name, ": its ", protocol.is_splits,
-                         " splits need at least as many images, ", set_name, " has ", set.count()));
   const MeanAndDeviation value = set.score();
   return {name, value.mean, value.deviation};
 }
@@ -214,11 +251,10 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
   if (set.dimensions() != reference.dimensions())
     throw InputError(cat(reference_name, ": has ", reference.dimensions(), " dimensions, ", set_name, " has ",
                          set.dimensions(), "; statistics of another network or tap?"));
+  require_images(protocol, metrics, as_expected(set, set_name), as_expected(reference, reference_name));
   std::vector<Figure> out;
   if (metrics.frechet) {
     each([&](const MeasuredSet& s, const std::string& name) {
-      if (!s.from_file() && s.count() < 2)
-        throw InputError(cat("--metrics ", fd, ": needs 2 images or more, ", name, " has ", s.count()));
       const auto count = s.reported_count();
       if (count && *count < s.dimensions())
         warning(cat("only ", *count, " images for ", s.dimensions(), " feature dimensions in ", name,
@@ -234,20 +270,9 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
                            a.mean.size(0)));
     out.push_back({"sfid", frechet_distance(a, b), {}});
   }
-  const auto need_images = [&](const std::string& metric, int64_t least, const std::string& why) {
-    each([&](const MeasuredSet& s, const std::string& name) {
-      if (s.from_file() && s.count() == 0)
-        throw InputError(
-            cat("--metrics ", metric, ": ", name, " holds statistics only; give the images themselves"));
-      if (s.count() < least)
-        throw InputError(cat("--metrics ", metric, ": needs at least ", least, " images on both sides", why,
-                             ", ", name, " has ", s.count()));
-    });
-  };
   if (metrics.kernel) {
     int64_t size = protocol.kid_subset_size;
     if (protocol.kid_shrink) size = std::min({size, set.count(), reference.count()});
-    need_images(kd, std::max<int64_t>(2, size), " (its subsets; --kid-subset-size makes them smaller)");
     MeanAndDeviation value;
     if (protocol.kid_random == "numpy-2020") {
       const SubsetPair rows = numpy_subsets(set.count(), reference.count(), protocol.kid_subsets, size, 2020);
@@ -261,8 +286,6 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
   }
   if (metrics.score) out.push_back(score_figure(set, set_name, protocol));
   if (metrics.manifold) {
-    need_images("pr", std::max(protocol.neighbours, protocol.density_neighbours) + 1,
-                " (nearest neighbours)");
     const ManifoldScores value = manifold_scores(set.features(), reference.features(),
                                                  {.neighbours = protocol.neighbours,
                                                   .density_neighbours = protocol.density_neighbours,

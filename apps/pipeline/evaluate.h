@@ -102,6 +102,15 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
                                  const MeasuredSet& reference, const std::string& reference_name,
                                  const Protocol& protocol, const MetricSet& metrics);
 
+// A set that is going to be measured, by what is known of it before.
+struct ExpectedSet {
+  std::string name;               // for messages
+  std::optional<int64_t> images;  // nullopt: statistics alone
+};
+// What compare_sets would refuse about the numbers of images, found out before the work. InputError.
+void require_images(const Protocol& protocol, const MetricSet& metrics, const ExpectedSet& set,
+                    const std::optional<ExpectedSet>& reference);
+
 // Inception score ("is") or classifier score ("cs") of the set alone. InputError: statistics without images,
 // fewer images than splits.
 Figure score_figure(const MeasuredSet& set, const std::string& set_name, const Protocol& protocol);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/base/edit_distance.h"
 #include "core/base/sha256.h"
 #include "core/base/text.h"
 #include "core/io/atomic_file.h"
@@ -34,22 +35,6 @@ void copy_durably(const fs::path& from, const fs::path& to) {
   const auto source = MappedFile::open(from);
   copy.write(source->data(), source->size());
   copy.commit();
-}
-
-// Distance in single-character edits; for "did you mean".
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
-    }
-  }
-  return row.back();
 }
 
 template <Config C>
@@ -234,10 +219,11 @@ std::vector<std::string> verify_model(const fs::path& folder, const ModelConfig&
 
 int64_t class_id(const ModelConfig& config, const std::string& text) {
   const int64_t classes = config.generator ? config.generator->classes : int64_t(config.class_names.size());
-  const bool digits = !text.empty() && text.size() < 10 &&
-                      std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (digits) {
-    const int64_t id = std::stoll(text);
+  const std::string unsigned_part = text.substr(text.starts_with('-') || text.starts_with('+') ? 1 : 0);
+  const bool integer = !unsigned_part.empty() && std::all_of(unsigned_part.begin(), unsigned_part.end(),
+                                                             [](char c) { return c >= '0' && c <= '9'; });
+  if (integer) {
+    const int64_t id = unsigned_part.size() < 10 && text[0] != '-' ? std::stoll(unsigned_part) : classes;
     if (id >= classes) throw InputError(cat("--class ", text, ": ids are 0 to ", classes - 1));
     return id;
   }

@@ -88,6 +88,7 @@ ClipTextEncoder open_text_encoder(const fs::path& folder, const ModelConfig& con
 Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarType dtype) {
   Pipeline out(folder, read_model_config(folder), device);
   out.tokenizer_ = open_tokenizer(folder, out.config_, device);
+  if (device.is_cuda() && dtype == at::kBFloat16) out.tokenizer_->decode_in_bfloat16();
   out.generator_ = open_generator(folder, out.config_, device, dtype);
   return out;
 }
@@ -111,6 +112,8 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
                   ? config_.sampling.steps
                   : given->settings.steps;
   }
+  if (steps == 0 && chosen == "autonat" && config_.sampling.steps != 8)
+    note("schedule autonat: 8 steps, the only number its table has");
   if (steps == 0 && !file) steps = chosen == "autonat" ? 8 : config_.sampling.steps;
   std::string name = chosen;
   std::optional<fs::path> own;
@@ -211,7 +214,7 @@ Image to_image(const at::Tensor& planes) {
 }
 
 std::pair<int64_t, int64_t> grid_shape(int64_t count) {
-  const auto columns = int64_t(std::ceil(std::sqrt(double(count))));
+  const auto columns = std::max<int64_t>(1, int64_t(std::ceil(std::sqrt(double(count)))));
   return {(count + columns - 1) / columns, columns};
 }
 

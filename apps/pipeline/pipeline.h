@@ -28,8 +28,8 @@ struct BatchResult {
 // Loaded once, used for many batches. Not thread-safe.
 class Pipeline {
  public:
-  // Loads the tokenizer (always float32) and the generator (in `dtype`). InputError: no such folder, a part
-  // missing or unfit.
+  // Loads the generator in `dtype` and the tokenizer in float32 (on a GPU it decodes in bfloat16 where that
+  // is `dtype`). InputError: no such folder, a part missing or unfit.
   static Pipeline open(const std::filesystem::path& folder, at::Device device, at::ScalarType dtype);
 
   const ModelConfig& config() const { return config_; }

@@ -109,6 +109,37 @@ void help_lines(const C& config, const std::string& path, const char*, std::stri
 
 }  // namespace config_detail
 
+namespace config_detail {
+
+// "loop." where it is the member `loop` that refuses its values with `message`, "" where it is none.
+template <class T>
+std::string path_of_refusal(const T&, const std::string&) {
+  return "";
+}
+template <Config C>
+std::string path_of_refusal(const C& config, const std::string& message) {
+  std::string path;
+  const auto look = [&]<class T>(const char* name, const T& member) {
+    if constexpr (Config<T>) {
+      if (!path.empty()) return;
+      const std::string own = std::string(name) + ".";
+      if (const std::string below = path_of_refusal(member, message); !below.empty()) {
+        path = own + below;
+        return;
+      }
+      try {
+        member.validate();
+      } catch (const InputError& e) {
+        if (e.what() == message && !message.starts_with(own)) path = own;
+      }
+    }
+  };
+  std::apply([&](auto... f) { (look(f.name, config.*(f.member)), ...); }, C::fields());
+  return path;
+}
+
+}  // namespace config_detail
+
 // Reads and validates. `where` names the source in errors (a path, "--set", ...).
 template <Config C>
 C config_from_json(const Json& j, const std::string& where) {
@@ -117,7 +148,7 @@ C config_from_json(const Json& j, const std::string& where) {
   try {
     config.validate();
   } catch (const InputError& e) {
-    throw InputError(where + ": " + e.what());
+    throw InputError(where + ": " + config_detail::path_of_refusal(config, e.what()) + e.what());
   }
   return config;
 }

@@ -182,7 +182,8 @@ std::unique_ptr<Schedule> make_schedule(const std::string& name, int64_t steps, 
   if (name == "linear") return make_table_schedule(name, linear_table(steps, options));
   if (name == "autonat") return make_table_schedule(name, autonat_table(steps));
   if (name == "halton") return make_halton_schedule(steps, grid_height, grid_width, options);
-  throw InputError(cat("--schedule ", name, ": must be cosine, linear, autonat, halton or a FILE.json"));
+  throw InputError(
+      cat("--schedule ", name, ": must be adaptive, cosine, linear, autonat, halton or a FILE.json"));
 }
 
 }  // namespace adanat

@@ -231,14 +231,22 @@ int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_inf
   return start;
 }
 
+// What to do about weights that have run away: only what is possible. A run does not go on with another
+// config.
+std::string way_out(const fs::path& out) {
+  if (newest_checkpoint(out).empty()) return "start again with a lower learning rate";
+  return cat("start again with a lower learning rate in another --out, if you like with --init ",
+             (out / "model").string());
+}
+
 // Throws before anything is written of weights that are not numbers.
 void check_finite(const Recipe& recipe, const fs::path& out, int64_t step) {
   TensorMap tensors;
   recipe.save(tensors);
   const std::string name = first_non_finite(tensors);
   if (!name.empty())
-    throw RunError(cat("train ", recipe.name(), ": ", name, " is not finite after step ", step,
-                       "; lower the learning rate or resume from an earlier checkpoint in ", out.string()));
+    throw RunError(
+        cat("train ", recipe.name(), ": ", name, " is not finite after step ", step, "; ", way_out(out)));
 }
 
 // Measures and draws with the weights as they are. What LibTorch and the operators refuse then (a logit that
@@ -247,11 +255,12 @@ template <class Work>
 void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work) {
   try {
     work();
+  } catch (const c10::OutOfMemoryError&) {
+    throw;  // says nothing about the weights
   } catch (const c10::Error& e) {
     const std::string why = e.what_without_backtrace();
     throw RunError(cat("train ", recipe.name(), ": the weights after step ", step, " give no usable result (",
-                       why.substr(0, why.find('\n')),
-                       "); lower the learning rate or resume from an earlier checkpoint in ", out.string()));
+                       why.substr(0, why.find('\n')), "); ", way_out(out)));
   }
 }
 
@@ -326,12 +335,22 @@ void write_samples(Recipe& recipe, EventLog& log, const fs::path& out, int64_t s
   }
 }
 
+// Whether there is nothing but what a run writes before its first checkpoint.
+bool only_begun(const fs::path& out) {
+  for (const auto& entry : fs::directory_iterator(out)) {
+    const std::string name = entry.path().filename().string();
+    if (name != "config.json" && name != "log.jsonl" && !name.starts_with("events.out.tfevents."))
+      return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void check_run_folder(const fs::path& out, bool resume) {
   if (fs::exists(out) && !fs::is_directory(out))
     throw InputError(cat(out.string(), ": exists and is not a folder"));
-  if (!resume && fs::exists(out) && !fs::is_empty(out))
+  if (!resume && fs::exists(out) && !fs::is_empty(out) && !only_begun(out))
     throw InputError(
         cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
 }
@@ -376,9 +395,8 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
       Scalars scalars = averager.take();
       for (const auto& [name, value] : scalars)
         if (!std::isfinite(value))
-          throw RunError(cat("train ", recipe.name(), ": ", name, " is not finite around step ", done,
-                             "; lower the learning rate or resume from an earlier checkpoint in ",
-                             out.string()));
+          throw RunError(cat("train ", recipe.name(), ": ", name, " is not finite around step ", done, "; ",
+                             way_out(out)));
       const double now = monotonic_seconds(), seconds = now - interval_began;
       latest = brief(scalars);
       scalars.emplace_back("images_per_second", seconds > 0 ? double(images) / seconds : 0);

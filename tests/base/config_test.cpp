@@ -59,7 +59,7 @@ TEST(Config, ErrorsNameFileKeyAndValue) {
   EXPECT_EQ(error_of(R"({"inner":{"sizes":[1,"a"]}})"),
             "f.json: inner.sizes[1] must be an integer, got \"a\"");
   EXPECT_EQ(error_of(R"({"steps":0})"), "f.json: steps must be >= 1, got 0");
-  EXPECT_EQ(error_of(R"({"inner":{"ratio":2}})"), "f.json: ratio must be in [0, 1], got 2");
+  EXPECT_EQ(error_of(R"({"inner":{"ratio":2}})"), "f.json: inner.ratio must be in [0, 1], got 2");
   EXPECT_EQ(error_of(R"({"steps":1,"steps":2})"), "f.json: key \"steps\" stands twice in one object");
   EXPECT_NE(error_of(R"({"steps":)").find("f.json: not valid JSON at line 1"), std::string::npos);
   EXPECT_NE(error_of(std::string(100'000, '[')), "");

@@ -38,6 +38,7 @@ void expect_result(const Json& r) {
   EXPECT_LE(median, high);
   EXPECT_LE(high, double(s.at("max")));
   EXPECT_GE(double(r.at("processor_seconds")), 0);
+  EXPECT_GT(double(r.at("peak_mib")), 1);
   EXPECT_GE(int64_t(r.at("calls")), 1);
 }
 

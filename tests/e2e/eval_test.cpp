@@ -57,6 +57,16 @@ TEST_F(Eval, FoldersHaveTheKeysOfTheManual) {
   EXPECT_LT(self.at("metrics").at("fd").at("value").get<double>(), 1e-3);
 }
 
+// Without a model folder and without weights: the measure network that comes with the program.
+TEST_F(Eval, TheBundledNetworkMeasures) {
+  write_set("a", 12, 0);
+  write_set("b", 12, 50);
+  const auto outcome = adanat_run(dir_, "eval --images " + path("a") + " --reference " + path("b"));
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("models/signs/measure.safetensors"), std::string::npos) << outcome.err;
+  EXPECT_EQ(Json::parse(outcome.out).at("protocol"), "classifier");
+}
+
 TEST_F(Eval, StatisticsGiveTheFiguresOfTheirImages) {
   write_set("a", 30, 0);
   write_set("b", 25, 99);
@@ -74,6 +84,11 @@ TEST_F(Eval, BadInputIsOneLine) {
   write_set("a", 12, 0);
   write_set("b", 12, 50);
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b") + "--metrics kd"), 2, "1000"));
+  // Found out before anything is made.
+  const auto early = adanat_run(
+      dir_, "eval -m " + model() + " --count 900 --metrics kd --cache none --reference " + path("b"));
+  EXPECT_TRUE(is_one_line_error(early, 2, "the generated set has 900"));
+  EXPECT_EQ(early.err.find("generate (seed"), std::string::npos) << early.err;
   EXPECT_TRUE(
       is_one_line_error(adanat_run(dir_, given("a", "b") + "--protocol nonsense"), 2, "torch-fidelity"));
   EXPECT_TRUE(

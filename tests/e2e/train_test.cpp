@@ -1,6 +1,8 @@
 // The whole chain through the real binary: classifier, tokenizer, tokens, generator, images. Once on a
 // procedural image set that the test makes (needs no data), once on real digits.
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,6 +10,7 @@
 
 #include "core/base/config.h"
 #include "core/io/image.h"
+#include "core/nn/tensor_file.h"
 #include "e2e/program.h"
 #include "kernels/philox.h"
 
@@ -269,7 +272,16 @@ TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
   expect("generate -m " + model() + " -o /proc/nothing/x.png", "--output");
   expect("generate -m " + model() + " -o " + path("shapes") + "/disc/0000.png/x.png", "--output");
   expect("nonsense", "nonsense");
-  expect("", "subcommand");
+  expect("", "a command is missing; see adanat --help");
+  expect("tokenize encodes", "encodes: no such command; see adanat tokenize --help");
+  expect("tokenize encode -m " + model(), "see adanat tokenize encode --help");
+  expect(g + "--step 4", "--step: is nothing that this command takes; do you mean --steps?");
+  expect(g + "--seed 1 --seed 2", "--seed: is given more than once");
+  expect(g + "-c -1", "ids are 0 to 2");
+  expect(g + "-c 99999999999999999999", "ids are 0 to 2");
+  expect(
+      "train generator --data " + path("shapes") + " -m " + path("tokenizer/model") + " --out " + path("new"),
+      "adanat tokenize encode");
   expect("train generator --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") +
              " --out " + path("generator"),
          "--resume");
@@ -290,6 +302,51 @@ TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
   for (const char* help : {"--help", "generate --help", "train --help", "train generator -h", "eval -h",
                            "tokenize encode -h", "info -h", "--version"})
     EXPECT_EQ(adanat_run(*dir_, help).status, 0) << help;
+}
+
+// A run goes on by its own folder alone: data, sizes and the folder of the other parts are in its
+// config.json.
+TEST_F(Shapes, GoesOnWithoutBeingToldAgain) {
+  const std::string begin = "train generator --quiet --data " + path("tokens.safetensors") + " -m " +
+                            path("tokenizer/model") + " --out " + path("again") + kSmallGenerator +
+                            " --set loop.steps=6 --set loop.checkpoint_every=3";
+  expect_ok(begin);
+  fs::remove_all(path("again/checkpoints/step-6"));
+  expect_ok("train generator --quiet --resume --out " + path("again"));
+  EXPECT_TRUE(fs::exists(path("again/checkpoints/step-6")));
+  // A start that came to nothing does not block its folder.
+  const std::string bad =
+      "train generator --quiet --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") +
+      " --out " + path("failed") + kSmallGenerator +
+      " --set loop.steps=6 --set loop.log_every=1 --set optimizer.clip=0 --set optimizer.learning_rate=";
+  const auto outcome = adanat_run(*dir_, bad + "1e30");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("start again with a lower learning rate"), std::string::npos) << outcome.err;
+  expect_ok(bad + "0.001");
+}
+
+TEST_F(Shapes, ATokenFileWithoutRowsIsExplained) {
+  TensorMap none;
+  none["tokens"] = at::zeros({0, 16}, at::kLong), none["classes"] = at::zeros({0}, at::kLong);
+  write_tensors(path("none.safetensors"), none);
+  for (const char* output : {"none.png", "none/"})
+    EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "tokenize decode -m " + path("tokenizer/model") + " -i " +
+                                                        path("none.safetensors") + " -o " + path(output)),
+                                  2, "holds no rows of tokens"));
+}
+
+// The rows of mirrored images come after all others, so that the order of the data is the same whatever the
+// batch.
+TEST_F(Shapes, EncodesTheSameRowsWhateverTheBatch) {
+  const std::string encode =
+      "tokenize encode --quiet --flip -m " + path("tokenizer/model") + " --data " + path("shapes") + " -o ";
+  expect_ok(encode + path("t7.safetensors") + " -b 7");
+  expect_ok(encode + path("t64.safetensors") + " -b 64");
+  const TensorMap a = read_tensors(path("t7.safetensors")), b = read_tensors(path("t64.safetensors"));
+  for (const char* name : {"tokens", "classes", "flipped"})
+    EXPECT_TRUE(at::equal(a.at(name), b.at(name))) << name;
+  EXPECT_EQ(a.at("flipped").sum().item<int64_t>(), 120);
+  EXPECT_EQ(a.at("flipped").narrow(0, 0, 120).sum().item<int64_t>(), 0);
 }
 
 TEST_F(Shapes, DamagedModelsAreExplained) {

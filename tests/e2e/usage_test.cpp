@@ -147,6 +147,7 @@ TEST(Usage, IsCheckedBeforeTheWork) {
   expect(g + "-n 2 --first-index 2147483647", "--first-index 2147483647");
   expect(g + "--first-index -1", "--first-index -1");
   expect(g + "--trace " + d + "/./x.png", "named as two outputs");
+  expect(g + "--preview " + d + "/x.png", "named as two outputs");
   expect(g + "--trace " + d + "/y --save-tokens " + d + "/y", "named as two outputs");
   expect(g + "-n 1 --grid 1x600", "over the 16384-pixel limit");
   expect(g + "--preview /proc/nothing", "--preview /proc/nothing");
