@@ -18,15 +18,14 @@
 #include <cstdio>
 #include <map>
 #include <optional>
-#include <set>
 
 #include "core/base/log.h"
 #include "core/data/loader.h"
 #include "core/io/atomic_file.h"
-#include "core/metrics/frechet.h"
 #include "core/nn/module_state.h"
 #include "kernels/philox.h"
 #include "policy/collapse_watch.h"
+#include "policy/policy_views.h"
 #include "policy/rollout.h"
 #include "policy/schedule_plot.h"
 
@@ -34,12 +33,8 @@ namespace adanat {
 namespace {
 
 constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kReward = "reward.";
-constexpr const char* kActionFiles[] = {"mask-ratio", "remask-temperature", "sampling-temperature",
-                                        "guidance"};
 // Image indices of an update lie below this, so that 65536 updates fit into the 32 bits of a Philox counter.
 constexpr int64_t kIndicesPerUpdate = 65536;
-constexpr int64_t kSampleSeed = 42;
-constexpr int64_t kPlotSamples = 256;
 constexpr int64_t kClassCheckEvery = 20;
 
 }  // namespace
@@ -166,43 +161,36 @@ std::string first_difference(const Json& there, const Json& here, const std::str
   return "";
 }
 
+PolicyTrainConfig checked(PolicyTrainConfig config) {
+  config.validate();
+  return config;
+}
+
+RecipeContext with_seed(RecipeContext context, int64_t seed) {
+  context.seed = uint64_t(seed);
+  return context;
+}
+
 class PolicyRecipe : public Recipe {
  public:
   PolicyRecipe(PolicyTrainConfig config, PolicyParts parts, std::shared_ptr<const ImageDataset> data,
                const PolicyFile* init, RecipeContext context)
-      : config_(std::move(config)),
-        parts_(std::move(parts)),
-        context_(std::move(context)),
-        data_(std::move(data)) {
-    config_.validate();
-    context_.seed = uint64_t(config_.seed);
+      : config_(checked(std::move(config))),
+        context_(with_seed(std::move(context), config_.seed)),
+        env_(std::move(parts), std::move(data),
+             {.decode_batch = config_.decode_batch,
+              .reals_are_reconstructions = config_.reals == "reconstructions",
+              .classes_of_data = config_.classes == "data",
+              .device = context_.device,
+              .threads = context_.threads,
+              .seed = context_.seed}) {
     watch_ = CollapseWatch(config_.shared);
     if (context_.world_size > 1)
       throw InputError(cat("train policy: runs in one process, not in ", context_.world_size,
                            ": gradients and returns are not reduced over processes yet"));
-    const GeneratorConfig& generator = parts_.generator->config();
-    settings_ = policy_settings(config_, generator, parts_.generator_hash);
+    settings_ = policy_settings(config_, env_.sizes(), env_.parts().generator_hash);
     config_.network = settings_.network;
-    if (takes_texts() != parts_.texts.has_value())
-      throw RunError("train policy: encoded captions are for generators of texts, and these need them");
-    if (!takes_texts() && int64_t(data_->class_names().size()) != generator.classes)
-      throw InputError(cat(data_->describe(), ": has ", data_->class_names().size(),
-                           " classes, the generator ", generator.classes,
-                           "; give the data it was trained on"));
-    for (size_t i = 0; !takes_texts() && i < parts_.class_names.size() && i < data_->class_names().size();
-         ++i)
-      if (data_->class_names()[i] != parts_.class_names[i])
-        throw InputError(cat(data_->describe(), ": its class ", i, " is \"", data_->class_names()[i],
-                             "\", the generator's is \"", parts_.class_names[i],
-                             "\"; give the data it was trained on"));
     if (config_.ppo.minibatch == 0) config_.ppo.minibatch = config_.rollout_batch;
-    if (takes_texts()) {
-      labels_ = caption_rows();
-    } else if (config_.classes == "data") {
-      labels_ = at::empty({data_->size()}, at::kLong);
-      for (int64_t i = 0; i < data_->size(); ++i) labels_.mutable_data_ptr<int64_t>()[i] = data_->label(i);
-      labels_ = labels_.to(context_.device);
-    }
 
     at::manual_seed(context_.seed);
     net_ = ActorCritic(settings_.network);
@@ -214,12 +202,17 @@ class PolicyRecipe : public Recipe {
       load_module_state(*net_->actor, module_state(*init->actor), "--init");
     }
     net_->to(context_.device);
-    before_ = PolicyNetwork(settings_.network, 4);
-    load_module_state(*before_, module_state(*net_->actor), "the policy");
-    before_->to(context_.device);
+    PolicyNetwork before(settings_.network, 4);
+    load_module_state(*before, module_state(*net_->actor), "the policy");
+    before->to(context_.device);
+    views_.emplace(env_, settings_, before,
+                   ViewOptions{.batch = config_.rollout_batch,
+                               .evaluated_images = config_.evaluate_images,
+                               .decode_batch = config_.decode_batch,
+                               .threads = context_.threads});
     optimizer_ = std::make_unique<Optimizer>(named_parameters(*net_), ppo_optimizer(config_.ppo));
     std_ = config_.exploration.std;
-    reward_ = parts_.make_reward();
+    reward_ = env_.parts().make_reward();
     note(cat("policy for ", settings_.steps_text(), ": ", parameter_count(*net_->actor),
              " parameters (the critic, not "
              "stored, ",
@@ -227,14 +220,14 @@ class PolicyRecipe : public Recipe {
     choose_memory();
 
     LoaderOptions options;
-    options.image_size = image_size();
+    options.image_size = env_.image_size();
     options.flip = config_.flip;
     options.threads = context_.threads;
     options.seed = context_.seed;
     options.rank = context_.rank, options.world_size = context_.world_size;
     if (reward_->trains() && config_.discriminator_steps > 0) {
       options.batch_size = config_.discriminator_batch;
-      loader_ = std::make_unique<Loader>(data_, options);
+      loader_ = std::make_unique<Loader>(env_.shared_data(), options);
     }
   }
 
@@ -242,13 +235,14 @@ class PolicyRecipe : public Recipe {
   Json config() const override {
     Json j = config_to_json(config_);
     // Compared on resume: another generator, base table or start under the same weights would go unnoticed.
-    j["trained_on"] = {{"generator", settings_.generator},
-                       {"tokenizer_hash", parts_.tokenizer_hash},
-                       {"features_hash", parts_.features ? parts_.features->file_hash() : std::string()},
-                       {"init", init_hash_},  // what "before" means in samples and evaluations
-                       {"images", data_->size()}};
+    j["trained_on"] = {
+        {"generator", settings_.generator},
+        {"tokenizer_hash", env_.parts().tokenizer_hash},
+        {"features_hash", env_.parts().features ? env_.parts().features->file_hash() : std::string()},
+        {"init", init_hash_},  // what "before" means in samples and evaluations
+        {"images", env_.data().size()}};
     if (settings_.residual == "table") j["trained_on"]["table"] = config_to_json(settings_.table);
-    if (parts_.texts) j["trained_on"]["text_encoder"] = parts_.texts->encoder_hash();
+    if (env_.parts().texts) j["trained_on"]["text_encoder"] = env_.parts().texts->encoder_hash();
     return j;
   }
   const LoopConfig& loop() const override { return config_.loop; }
@@ -267,35 +261,10 @@ class PolicyRecipe : public Recipe {
   }
 
   Scalars evaluate() override {
-    if (config_.evaluate_images == 0 || parts_.features == nullptr) return {};
-    const at::NoGradGuard no_grad;
-    Scalars out;
-    for (const int64_t steps : shown_steps()) {
-      const std::string tail = settings_.any_steps() ? cat("_T", steps) : std::string();
-      out.emplace_back("features_fd" + tail, features_distance(net_->actor, steps));
-      const auto [before, fresh] = distance_before_.try_emplace(steps, 0);
-      if (fresh) before->second = features_distance(before_, steps);
-      out.emplace_back("features_fd_before" + tail, before->second);
-    }
-    return out;
+    if (config_.evaluate_images == 0 || env_.parts().features == nullptr) return {};
+    return views_->evaluate(net_->actor);
   }
-
-  std::vector<NamedImage> samples() override {
-    std::vector<NamedImage> out;
-    const at::NoGradGuard no_grad;
-    for (const int64_t steps : shown_steps()) {
-      const std::string tail = settings_.any_steps() ? cat("-T", steps) : std::string();
-      const auto [now, actions] = show(net_->actor, steps);
-      const auto [was, actions_before] = show(before_, steps);
-      if (parts_.grid) {
-        out.push_back({"samples" + tail, parts_.grid(now)});
-        out.push_back({"samples-before" + tail, parts_.grid(was)});
-      }
-      for (int64_t a = 0; a < 4; ++a)
-        out.push_back({cat("schedule-", kActionFiles[a], tail), plot_action(actions, actions_before, a)});
-    }
-    return out;
-  }
+  std::vector<NamedImage> samples() override { return views_->samples(net_->actor); }
 
   void save(TensorMap& tensors) const override {
     for (const auto& [name, tensor] : module_state(*net_)) tensors[kModel + name] = tensor;
@@ -346,17 +315,9 @@ class PolicyRecipe : public Recipe {
   double data_wait_seconds() const override { return loader_ ? loader_->wait_seconds() : 0; }
 
  private:
-  int64_t image_size() const { return parts_.tokenizer->config().image_size; }
-  at::TensorOptions long_options() const {
-    return at::TensorOptions().dtype(at::kLong).device(context_.device);
-  }
-  at::Tensor arange(int64_t begin, int64_t count) const {
-    return at::arange(begin, begin + count, long_options());
-  }
-
   // How the states of an update are kept; said before anything that large is allocated.
   void choose_memory() {
-    const GeneratorConfig& g = parts_.generator->config();
+    const GeneratorConfig& g = env_.sizes();
     const int64_t steps = settings_.any_steps() ? settings_.max_steps : settings_.steps;
     const auto bytes = [&](StateMemory m) {
       return double(state_bytes(m, config_.trajectories, steps, g.tokens(), g.width));
@@ -373,7 +334,8 @@ class PolicyRecipe : public Recipe {
                                                          : "tokens, features computed again in every epoch";
     char size[32];
     std::snprintf(size, sizeof size, "%.1f", bytes(memory_) / double(1 << 20));
-    const double image_bytes = double(samples_per_update()) * 3 * double(image_size() * image_size()) * 4;
+    const double image_bytes =
+        double(samples_per_update()) * 3 * double(env_.image_size() * env_.image_size()) * 4;
     char images[32];
     std::snprintf(images, sizeof images, "%.1f", image_bytes / double(1 << 20));
     note(cat("states of one update: ", size, " MiB (", config_.trajectories, " samples x ", steps, " steps, ",
@@ -396,12 +358,13 @@ class PolicyRecipe : public Recipe {
   };
   Draws draws(int64_t update, int64_t begin, int64_t count, int64_t steps) const {
     Draws out;
-    out.seed = at::full({count}, int64_t(context_.seed) + (update / kIndicesPerUpdate << 32), long_options());
+    out.seed =
+        at::full({count}, int64_t(context_.seed) + (update / kIndicesPerUpdate << 32), env_.long_options());
     const int64_t first = update % kIndicesPerUpdate * kIndicesPerUpdate + begin;
-    out.index = arange(first, count) + context_.rank * samples_per_update();
-    const int64_t classes = parts_.generator->config().classes;
-    out.classes = labels_.defined()
-                      ? labels_.index_select(0, label_draws(out.seed, out.index, labels_.size(0)))
+    out.index = env_.arange(first, count) + context_.rank * samples_per_update();
+    const int64_t classes = env_.sizes().classes;
+    out.classes = env_.labels().defined()
+                      ? env_.labels().index_select(0, label_draws(out.seed, out.index, env_.labels().size(0)))
                       : label_draws(out.seed, out.index, classes);
     out.noise = exploration_noise(out.seed, out.index, steps);
     return out;
@@ -409,49 +372,6 @@ class PolicyRecipe : public Recipe {
   int64_t samples_per_update() const {
     const bool fresh = loader_ != nullptr && config_.fakes == "fresh";
     return config_.trajectories + (fresh ? config_.discriminator_steps * config_.discriminator_batch : 0);
-  }
-
-  bool takes_texts() const { return parts_.generator->config().condition == "text"; }
-
-  // The captions of the data as places among the encoded texts. With them a sample's "class" is its text's
-  // place.
-  at::Tensor caption_rows() const {
-    if (!data_->has_captions())
-      throw InputError(
-          cat(data_->describe(), ": has no captions, but the generator makes images from texts"));
-    std::vector<std::string> captions;
-    int64_t broken = 0;
-    for (int64_t i = 0; i < data_->size(); ++i) {
-      try {
-        captions.push_back(data_->caption(i));
-      } catch (const InputError&) {
-        captions.emplace_back();
-        ++broken;
-      }
-    }
-    if (broken > 0) warning(cat(data_->describe(), ": ", broken, " captions are broken and count as empty"));
-    return parts_.texts->rows_of(captions).to(context_.device);
-  }
-  SamplerStart start_of(const at::Tensor& classes, int64_t seed, const at::Tensor& index) const {
-    if (!parts_.texts) return plain_start(*parts_.generator, classes, seed, index);
-    const auto states = [&](const at::Tensor& rows) {
-      return parts_.texts->states(rows.cpu()).to(context_.device).to(at::kFloat);
-    };
-    const TextConditions texts{states(classes), states(at::zeros({1}, at::kLong))};
-    return plain_start(*parts_.generator, texts, at::arange(classes.size(0), at::kLong), seed, index);
-  }
-  // What a reward is shown of them: the class, or the text's pooled state.
-  at::Tensor reward_condition(const at::Tensor& classes) const {
-    return parts_.texts ? parts_.texts->pooled(classes.cpu()).to(context_.device, at::kFloat) : classes;
-  }
-  at::Tensor classes_of(const Batch& batch) const {
-    return takes_texts() ? labels_.index_select(0, batch.indices.to(context_.device))
-                         : batch.labels.to(context_.device);
-  }
-  // Classes in turn, or texts from all over the data, for samples `index` of `count`.
-  at::Tensor in_turn(const at::Tensor& index, int64_t count, int64_t classes) const {
-    return takes_texts() ? labels_.index_select(0, (index * data_->size()).div(count, "trunc"))
-                         : index.remainder(classes);
   }
 
   struct Made {
@@ -466,7 +386,7 @@ class PolicyRecipe : public Recipe {
     for (int64_t done = 0; done < count; done += config_.rollout_batch) {
       const int64_t size = std::min(config_.rollout_batch, count - done);
       const Draws d = draws(update, begin + done, size, policy.steps());
-      SamplerStart start = start_of(d.classes, 0, d.index);
+      SamplerStart start = env_.start_of(d.classes, 0, d.index);
       start.seed = d.seed;
       const RolloutSchedule schedule(policy, d.noise, std_, round);
       std::vector<SamplerObserver*> observers;
@@ -474,7 +394,7 @@ class PolicyRecipe : public Recipe {
         states->expect(done, start.condition);
         observers.push_back(states);
       }
-      tokens.push_back(sample(*parts_.generator, start, schedule, observers));
+      tokens.push_back(sample(env_.generator(), start, schedule, observers));
       classes.push_back(d.classes);
       const Decisions decided = schedule.decisions();
       raw.push_back(decided.raw), log_prob.push_back(decided.log_prob), means.push_back(decided.mean_actions);
@@ -482,45 +402,8 @@ class PolicyRecipe : public Recipe {
     return {at::cat(tokens), at::cat(classes), {at::cat(raw, 1), at::cat(log_prob, 1), at::cat(means, 1)}};
   }
 
-  // tokens (B, N) -> (B, 3, S, S) f32 in [0, 1].
-  at::Tensor decode(const at::Tensor& tokens) {
-    const at::NoGradGuard no_grad;
-    std::vector<at::Tensor> parts;
-    for (int64_t begin = 0; begin < tokens.size(0); begin += config_.decode_batch)
-      parts.push_back(parts_.tokenizer->decode(
-          tokens.narrow(0, begin, std::min(config_.decode_batch, tokens.size(0) - begin))));
-    return at::cat(parts).to(at::kFloat).clamp(0, 1).contiguous();
-  }
-
-  // bytes (B, 3, S, S) u8 of the data -> what a discriminator sees as real.
-  at::Tensor real_images(const at::Tensor& bytes) {
-    const at::Tensor images = bytes.to(context_.device).to(at::kFloat) / 255;
-    if (config_.reals == "images") return images;
-    const at::NoGradGuard no_grad;
-    return decode(parts_.tokenizer->encode(images));
-  }
-
-  at::Tensor pooled(const at::Tensor& images) { return parts_.features->forward(images, {"pool"})[0]; }
-
-  // Rewards that compare with real images (a distance) are shown theirs once, before the first score.
-  void show_real_images() {
-    const int64_t wanted = reward_->wants_real();
-    if (wanted == 0) return;
-    LoaderOptions options;
-    options.image_size = image_size();
-    options.threads = context_.threads;
-    options.seed = context_.seed + 1;
-    options.batch_size = std::min<int64_t>({config_.decode_batch, wanted, data_->size()});
-    Loader loader(data_, options);
-    for (int64_t i = 0, left = wanted; left > 0 && i < loader.batches_per_epoch(); ++i) {
-      const at::Tensor images = loader.batch(i).images;
-      reward_->observe_real(real_images(images.narrow(0, 0, std::min(left, images.size(0)))));
-      left -= images.size(0);
-    }
-  }
-
   StepReport run_update(int64_t update) {
-    show_real_images();
+    env_.show_real_images(*reward_);
     const int64_t steps = steps_of(update), count = config_.trajectories;
     const bool learns = updates_learned(update) >= 0;
     ReportValues values;
@@ -528,12 +411,15 @@ class PolicyRecipe : public Recipe {
     {
       const PolicySchedule policy(settings_, net_->actor, steps, context_.device);
       std::optional<StateBuffer> states;
-      if (learns) states.emplace(memory_, *parts_.generator, count, steps, context_.device);
+      if (learns) states.emplace(memory_, env_.generator(), count, steps, context_.device);
+      const double began = monotonic_seconds();
       const Made made = roll_out(policy, update, 0, count, states ? &*states : nullptr);
-      images = decode(made.tokens);
+      images = env_.decode(made.tokens);
+      // On a GPU without the last decoding, which is only queued.
+      values.add("rollout_images_per_second", double(count) / (monotonic_seconds() - began));
       classes = made.classes;
       mean_actions = made.decisions.mean_actions;
-      const at::Tensor rewards = reward_->score(images, reward_condition(classes));
+      const at::Tensor rewards = reward_->score(images, env_.reward_condition(classes));
       // Found out before anything learns from it. On a GPU the reward's own check has waited for it already.
       if (rewards.is_cpu() && !rewards.isfinite().all().item<bool>())
         throw RunError(
@@ -547,7 +433,7 @@ class PolicyRecipe : public Recipe {
     if (update % kClassCheckEvery == 0) watch_classes(images, values);
     if (loader_) train_reward(update, steps, images, classes, values);
     report_actions(mean_actions, values);
-    at::Tensor weights = at::zeros({}, long_options().dtype(at::kFloat));
+    at::Tensor weights = at::zeros({}, env_.long_options().dtype(at::kFloat));
     for (const auto& [name, parameter] : optimizer_->parameters())
       weights = weights + parameter.detach().abs().sum();
     values.add("weights", weights);
@@ -581,7 +467,7 @@ class PolicyRecipe : public Recipe {
              ReportValues& values) {
     PpoBatch batch;
     batch.steps = steps;
-    batch.step = at::arange(steps, long_options()).repeat_interleave(rewards.size(0));
+    batch.step = at::arange(steps, env_.long_options()).repeat_interleave(rewards.size(0));
     batch.raw = made.raw.flatten(0, 1);
     batch.log_prob = made.log_prob.flatten();
     batch.returns = rewards.to(at::kFloat).repeat({steps});
@@ -605,7 +491,7 @@ class PolicyRecipe : public Recipe {
     if (config_.fakes == "fresh") {
       const PolicySchedule policy(settings_, net_->actor, steps, context_.device);
       const Made made = roll_out(policy, update, config_.trajectories, rounds * size, nullptr);
-      fakes = decode(made.tokens), fake_classes = made.classes;
+      fakes = env_.decode(made.tokens), fake_classes = made.classes;
     }
     std::vector<std::pair<std::string, at::Tensor>> sums;
     const auto add = [&](const std::string& name, const at::Tensor& value) {
@@ -619,10 +505,10 @@ class PolicyRecipe : public Recipe {
     };
     for (int64_t k = 0; k < rounds; ++k) {
       const Batch batch = loader_->batch(update * rounds + k);
-      const at::Tensor rows = (arange(k * size, size)).remainder(fakes.size(0));
+      const at::Tensor rows = (env_.arange(k * size, size)).remainder(fakes.size(0));
       const RewardReport r = reward_->train_step(
-          real_images(batch.images), reward_condition(classes_of(batch)), fakes.index_select(0, rows),
-          reward_condition(fake_classes.index_select(0, rows)));
+          env_.real_images(batch.images), env_.reward_condition(env_.classes_of(batch)),
+          fakes.index_select(0, rows), env_.reward_condition(fake_classes.index_select(0, rows)));
       add("discriminator_loss", r.loss);
       add("accuracy_real", r.accuracy_real);
       add("accuracy_fake", r.accuracy_fake);
@@ -652,7 +538,7 @@ class PolicyRecipe : public Recipe {
 
   void watch_codes(const at::Tensor& tokens, ReportValues& values) {
     const at::Tensor flat = tokens.reshape({-1});
-    at::Tensor counts = at::zeros({parts_.generator->config().codes}, long_options().dtype(at::kFloat));
+    at::Tensor counts = at::zeros({env_.sizes().codes}, env_.long_options().dtype(at::kFloat));
     counts.index_add_(0, flat, at::ones({flat.size(0)}, counts.options()));
     const at::Tensor p = counts / double(flat.size(0));
     values.add("code_perplexity", (p * p.clamp_min(1e-12).log()).sum().neg().exp());
@@ -660,9 +546,9 @@ class PolicyRecipe : public Recipe {
 
   // Classes that the features network recognises among the samples.
   void watch_classes(const at::Tensor& images, ReportValues& values) {
-    if (parts_.features == nullptr) return;
+    if (env_.parts().features == nullptr) return;
     const at::NoGradGuard no_grad;
-    const at::Tensor logits = parts_.features->forward(images, {"logits"})[0];
+    const at::Tensor logits = env_.parts().features->forward(images, {"logits"})[0];
     at::Tensor seen = at::zeros({logits.size(1)}, logits.options());
     seen.index_fill_(0, logits.argmax(1), 1);
     values.add("classes_seen", seen.sum());
@@ -670,10 +556,10 @@ class PolicyRecipe : public Recipe {
 
   // "; state saved in ..." for the end of an error message.
   std::string save_diagnostics(int64_t update) const {
-    if (parts_.diagnostics.empty()) return "";
+    if (env_.parts().diagnostics.empty()) return "";
     std::error_code error;
-    std::filesystem::create_directories(parts_.diagnostics, error);
-    const auto file = parts_.diagnostics / cat("update-", update, ".safetensors");
+    std::filesystem::create_directories(env_.parts().diagnostics, error);
+    const auto file = env_.parts().diagnostics / cat("update-", update, ".safetensors");
     try {
       TensorMap tensors;
       save(tensors);
@@ -685,84 +571,19 @@ class PolicyRecipe : public Recipe {
     return cat("; state saved in ", file.string());
   }
 
-  // Numbers of steps that samples and evaluations show.
-  std::vector<int64_t> shown_steps() const {
-    if (!settings_.any_steps()) return {settings_.steps};
-    std::set<int64_t> out = {settings_.min_steps, settings_.max_steps};
-    for (const int64_t steps : {4, 8})
-      if (settings_.fits(steps)) out.insert(steps);
-    return {out.begin(), out.end()};
-  }
-
-  // Images (bytes) of the same seeds each time and the actions (T, B, 4) behind them, by the mean of `actor`.
-  std::pair<at::Tensor, at::Tensor> show(PolicyNetwork actor, int64_t steps) {
-    const int64_t classes = takes_texts() ? 16 : parts_.generator->config().classes, count = kPlotSamples;
-    const int64_t shown = std::min<int64_t>(64, std::max<int64_t>(16, classes));
-    const PolicySchedule policy(settings_, actor, steps, context_.device);
-    std::vector<at::Tensor> actions, images;
-    for (int64_t begin = 0; begin < count; begin += config_.rollout_batch) {
-      const at::Tensor index = arange(begin, std::min(config_.rollout_batch, count - begin));
-      const RolloutSchedule schedule(policy, {}, 0, false);
-      const at::Tensor tokens =
-          sample(*parts_.generator, start_of(in_turn(index, count, classes), kSampleSeed, index), schedule);
-      actions.push_back(schedule.decisions().mean_actions.cpu());
-      if (begin < shown)
-        images.push_back(decode(tokens.narrow(0, 0, std::min(shown - begin, tokens.size(0)))));
-    }
-    return {(at::cat(images) * 255).round().to(at::kByte).cpu(), at::cat(actions, 1)};
-  }
-
-  // Of images of the mean policy, the same seeds each time, from the data in `features` space.
-  double features_distance(const PolicyNetwork& actor, int64_t steps) {
-    const GaussianStats& real = real_stats();
-    const PolicySchedule schedule(settings_, actor, steps, context_.device);
-    GaussianAccumulator made(real.mean.size(0));
-    for (int64_t begin = 0; begin < config_.evaluate_images; begin += config_.rollout_batch) {
-      const int64_t count = std::min(config_.rollout_batch, config_.evaluate_images - begin);
-      const at::Tensor index = arange(begin, count);
-      const at::Tensor classes =
-          labels_.defined()
-              ? labels_.index_select(0, (index * data_->size()).div(config_.evaluate_images, "trunc"))
-              : index.remainder(parts_.generator->config().classes);
-      made.add(pooled(decode(sample(*parts_.generator, start_of(classes, kSampleSeed, index), schedule))));
-    }
-    return frechet_distance(made.stats(), real);
-  }
-
-  const GaussianStats& real_stats() {
-    if (real_stats_) return *real_stats_;
-    LoaderOptions options;
-    options.image_size = image_size();
-    options.threads = context_.threads;
-    options.shuffle = false, options.drop_last = false;
-    options.batch_size = std::min(config_.decode_batch, data_->size());
-    Loader loader(data_, options);
-    std::optional<GaussianAccumulator> all;
-    for (int64_t i = 0; i < loader.batches_per_epoch(); ++i) {
-      const at::Tensor features = pooled(loader.batch(i).images.to(context_.device).to(at::kFloat) / 255);
-      if (!all) all.emplace(features.size(1));
-      all->add(features);
-    }
-    return real_stats_.emplace(all->stats());
-  }
-
   PolicyTrainConfig config_;
-  PolicyParts parts_;
   RecipeContext context_;
-  std::shared_ptr<const ImageDataset> data_;
+  PolicyEnvironment env_;
   PolicySettings settings_;
   ActorCritic net_{nullptr};
-  PolicyNetwork before_{nullptr};  // as training began
+  std::optional<PolicyViews> views_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Reward> reward_;
   std::unique_ptr<Loader> loader_;
-  at::Tensor labels_;  // of every image of the data (classes data)
   StateMemory memory_ = StateMemory::kRecompute;
   std::string init_hash_;
   double std_ = 0;
   CollapseWatch watch_;
-  std::optional<GaussianStats> real_stats_;
-  std::map<int64_t, double> distance_before_;  // by number of steps
 };
 
 }  // namespace

@@ -7,15 +7,12 @@
 #include <optional>
 
 #include "core/data/dataset.h"
-#include "core/features/feature_net.h"
-#include "core/generator/transformer.h"
-#include "core/text/text_features.h"
 #include "core/train/recipe.h"
 #include "core/train/recipe_context.h"
+#include "policy/environment.h"
 #include "policy/policy_schedule.h"
 #include "policy/ppo.h"
 #include "policy/reward.h"
-#include "tokenizer/vqgan.h"
 
 namespace adanat {
 
@@ -113,23 +110,6 @@ struct PolicyTrainConfig {
   }
   void validate() const;
   bool operator==(const PolicyTrainConfig&) const = default;
-};
-
-// The frozen parts of a model folder, and what only the program can do. Generator and tokenizer are on the
-// context's device, in evaluation mode and without gradients.
-struct PolicyParts {
-  Generator generator{nullptr};
-  Tokenizer tokenizer{nullptr};
-  std::string generator_hash;            // SHA-256 of generator.safetensors, "" = not known
-  std::string tokenizer_hash;            // of tokenizer.safetensors, "" = not known
-  std::vector<std::string> class_names;  // that the generator was trained with; empty = not known
-  std::optional<TextFeatures> texts;     // generators of texts: the encoded captions of the data
-  std::shared_ptr<FeatureNet>
-      features;  // the folder's features network: evaluation and warnings; may be null
-  std::function<std::unique_ptr<Reward>()> make_reward;
-  std::function<Image(const at::Tensor& images)> grid;  // (B, 3, S, S) u8 -> one picture; may be empty
-  std::filesystem::path
-      diagnostics;  // folder for the state of a run that met a value that is not finite; "" = nowhere
 };
 
 // The settings that the policy's file will have. InputError: a base table for another T, shared without a
