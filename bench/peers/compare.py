@@ -23,6 +23,7 @@ parser.add_argument("--steps", type=int, default=8)
 parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the peers")
 parser.add_argument("--ours", default="", help="dtypes of adanat, with commas; default: the peers'")
 parser.add_argument("--peers", default="reference,compiled", help="of reference, batched, compiled")
+parser.add_argument("--train", action="store_true", help="updates of generator training instead, against PyTorch eager")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--threads", type=int, default=0)
 parser.add_argument("--rounds", type=int, default=5)
@@ -52,6 +53,11 @@ torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as in adanat
 def run_ours(dtype, rounds=1):
     """One sample of adanat: seconds of a generation (classes in, bytes out) by the clock and of all threads."""
     source = ["-m", o.model] if o.model else ["--shape", o.shape]
+    if o.train:
+        command = [o.program, "bench", "--train", *source, "--json", "--quiet", "--device", o.device, "-t", str(threads),
+                   "--batch-sweep", str(o.batch), "--dtype-sweep", dtype, "--warmup", "1", "--repeats", str(max(rounds, 3))]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return report["results"][0]["seconds"]["median"], report["results"][0]["processor_seconds"], report
     command = [o.program, "bench", *source, "--json", "--quiet", "--stages", "generate", "--device", o.device, "-t",
                str(threads), "--batch-sweep", str(o.batch), "--classes", str(o.classes), "--dtype-sweep", dtype, "--steps",
                str(o.steps), "--schedule", o.schedule, "--warmup", "1", "--repeats", str(rounds)]
@@ -63,7 +69,7 @@ def run_ours(dtype, rounds=1):
 shape = None
 if o.shape:  # the program says what the sizes are
     shape = run_ours(ours[0])[2]["model"]
-generator, decoder, config = peer.load(o.model, shape, o.device, getattr(torch, o.dtype))
+generator, decoder, config = peer.load(o.model, shape, o.device, torch.float32 if o.train else getattr(torch, o.dtype))
 kinds = min(o.classes or config["generator"]["classes"], config["generator"]["classes"])
 classes = torch.arange(o.batch, device=o.device) % kinds
 if o.schedule == "autonat":
@@ -75,7 +81,7 @@ else:
 
 def agreement():
     """Truth before speed: without noise both must make the same tokens. None for random weights."""
-    if not o.model or o.schedule != "cosine":
+    if not o.model or o.schedule != "cosine" or o.train:
         return None
     import tempfile
     count = 8
@@ -129,6 +135,14 @@ def timed(way):
 
 
 peers = {name: {"reference": reference, "batched": batched, "compiled": compiled}[name] for name in o.peers.split(",")}
+if o.train:
+    update = peer.training(generator, o.batch, half=o.dtype == "bfloat16")
+
+    def eager():
+        with torch.enable_grad():
+            update()
+
+    peers = {"eager": eager}
 samples = {f"adanat {dtype}": [] for dtype in ours} | {f"{name} {o.dtype}": [] for name in peers}
 for name, way in peers.items():
     timed(way)  # compiles, allocates
@@ -140,7 +154,7 @@ for _ in range(o.rounds):
 
 platform = run_ours(ours[0])[2]["platform"]
 report = {"platform": platform, "torch": torch.__version__, "device": o.device, "threads": threads, "model": o.model or o.shape,
-          "batch": o.batch, "classes": kinds, "schedule": o.schedule, "steps": o.steps, "rounds": o.rounds,
+          "batch": o.batch, "classes": kinds, "schedule": o.schedule, "steps": o.steps, "rounds": o.rounds, "train": o.train,
           "agreement_without_noise": share, "seconds_per_image": {}, "ratios": []}
 for name, values in samples.items():
     report["seconds_per_image"][name] = {

@@ -92,7 +92,8 @@ class Generator(torch.nn.Module):
 
     def embed(self, ids, name):
         x = F.embedding(ids, self.w(name + ".word_embeddings.weight"))
-        return self.norm(x + self.w(name + ".position_embeddings.weight")[: ids.shape[1]], name + ".LayerNorm", 1e-6)
+        x = self.norm(x + self.w(name + ".position_embeddings.weight")[: ids.shape[1]], name + ".LayerNorm", 1e-6)
+        return F.dropout(x, self.c.get("dropout", 0.0)) if torch.is_grad_enabled() else x
 
     def forward(self, tokens, classes):
         x = torch.cat([self.embed(classes[:, None], "context_embed"), self.embed(tokens, "token_emb")], 1)
@@ -288,6 +289,36 @@ def batched(net, classes, table, step=batched_step):
         tokens = remask(tokens, hidden, ids, log_prob, table["mask_ratio"][t], table["remask_temperature"][t], mask,
                         t + 1 == steps, False)
     return tokens
+
+
+def training(net, batch, half=False, condition_dropout=0.15, learning_rate=2e-4):
+    """A function that makes one update, as plain training scripts do: masked tokens, the head at every position,
+    cross-entropy at the hidden ones, clipping, AdamW, a moving average of the weights."""
+    c, device = net.c, next(net.parameters()).device
+    positions = c["grid_height"] * c["grid_width"]
+    for parameter in net.parameters():
+        parameter.requires_grad_(True)
+    parameters = list(net.parameters())
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.03)
+    data, labels = torch.randint(c["codes"], (batch, positions)), torch.randint(c["classes"], (batch,))
+
+    def update():
+        hidden_count = (torch.cos(torch.rand(batch) * torch.pi / 2) * positions).ceil().clamp(min=1)
+        hidden = torch.rand(batch, positions).argsort(1).argsort(1) < hidden_count[:, None]
+        classes = torch.where(torch.rand(batch) < condition_dropout, c["classes"], labels)
+        ids, where = data.to(device), hidden.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits = net(ids.masked_fill(where, c["codes"]), classes.to(device))
+        loss = F.cross_entropy(logits.float()[where], ids[where], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 1e-3)
+
+    return update
 
 
 def load(folder, shape, device, dtype):

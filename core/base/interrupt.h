@@ -1,9 +1,10 @@
-// SIGINT and SIGTERM ask a running command to save what it can and leave.
+// SIGINT, SIGTERM and SIGHUP ask a running command to save what it can and leave.
 #pragma once
 
 namespace adanat {
 
-// From now on SIGINT and SIGTERM only set a flag; a second one of the same kind ends the process at once.
+// From now on SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) only set a flag; a second one
+// ends the process at once.
 void install_interrupt_handlers();
 
 // The signal that asked for the end, or 0. Async-signal-safe.

@@ -1,11 +1,11 @@
 // The command line at its edges, on a bundled model: signals, outputs, numbers, names. Nothing is trained
 // here.
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <fstream>
 
 #include "core/base/config.h"
@@ -75,6 +75,21 @@ TEST(Signals, AreHeardWithinABatch) {
   EXPECT_NE(stopped.err.find("error: stopped by signal 15\n"), std::string::npos) << stopped.err;
   for (const char* name : {"x.png", "x.safetensors", "x.json"}) EXPECT_FALSE(fs::exists(dir / name)) << name;
   EXPECT_TRUE(no_temporary_files(dir.path()));
+}
+
+// A terminal that is closed; but not for what was started by nohup.
+TEST(Signals, AHangUpIsOneUnlessItIsIgnored) {
+  const TempDir dir;
+  const std::string work =
+      "generate -m " + model() + " -n 64 -b 64 --steps 60 -o " + (dir / "x.png").string();
+  const auto begun = [&] { return holds(dir / "stderr", "cosine"); };
+  double seconds = 0;
+  EXPECT_EQ(adanat_stop(dir, work, SIGHUP, begun, &seconds).status, 129);
+  fs::remove(dir / "stderr");
+  const auto before = std::signal(SIGHUP, SIG_IGN);  // handed on to the child
+  const auto ignored = adanat_stop(dir, work, SIGHUP, begun, &seconds);
+  std::signal(SIGHUP, before);
+  EXPECT_EQ(ignored.status, 0) << ignored.err;
 }
 
 TEST(Signals, KeepWhatIsFinished) {
