@@ -5,7 +5,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -446,8 +445,7 @@ class PolicyRecipe : public Recipe {
     std::map<std::string, double> host;
     for (const auto& [name, value] : values.take()) {
       if (!std::isfinite(value))
-        throw RunError(
-            cat(name, " is not finite; lower ppo.learning_rate or resume from an earlier checkpoint"));
+        throw RunError(cat(name, " is not finite; start again with a lower ppo.learning_rate"));
       host[name] = value;
       report.values.emplace_back(name, at::scalar_tensor(value, at::kDouble));
     }

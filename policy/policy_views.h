@@ -21,7 +21,7 @@ struct ViewOptions {
 };
 
 // Each figure and picture stands beside that of `before`, the policy as training began. Mean decisions,
-// without exploration. Not thread-safe.
+// without exploration. The environment must outlive it. Not thread-safe.
 class PolicyViews {
  public:
   PolicyViews(PolicyEnvironment& environment, PolicySettings settings, PolicyNetwork before,

@@ -69,8 +69,7 @@ void check_finite(Optimizer& optimizer, int64_t epoch, const at::Tensor& surroga
   const size_t first = size_t(bad.to(at::kByte).argmax().item<int64_t>());
   optimizer.zero_grad();
   throw RunError(cat("the policy's ", names[first], " is not finite before step ", epoch + 1,
-                     " of this update, which was not taken; lower ppo.learning_rate or resume from an "
-                     "earlier checkpoint"));
+                     " of this update, which was not taken; start again with a lower ppo.learning_rate"));
 }
 
 }  // namespace

@@ -91,9 +91,8 @@ void check_reward_batch(const std::string& name, const RewardContext& context, c
 
 at::Tensor checked_scores(const std::string& name, const at::Tensor& scores) {
   if (!at::isfinite(scores).all().item<bool>())
-    throw RunError(cat("reward ", name,
-                       ": a score is not finite; go back to an earlier checkpoint, or lower the ",
-                       "reward's learning_rate"));
+    throw RunError(cat("reward ", name, ": a score is not finite; start again with a lower ",
+                       "reward.discriminator.learning_rate"));
   return scores;
 }
 

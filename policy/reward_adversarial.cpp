@@ -13,7 +13,6 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 #include "core/nn/module_state.h"

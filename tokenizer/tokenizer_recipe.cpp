@@ -273,7 +273,7 @@ class TokenizerRecipe : public Recipe {
     } catch (const c10::Error&) {
       if (at::isfinite(latents).all().item<bool>()) throw;
       throw RunError(cat("train tokenizer: the encoder's output is not finite at step ", step,
-                         "; lower optimizer.learning_rate or go on from an earlier checkpoint"));
+                         "; start again with a lower optimizer.learning_rate"));
     }
   }
 

@@ -233,7 +233,7 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
   };
   // Everything that a feature depends on. The weights are hashed here, whatever config.json says of them.
   const fs::path folder = o.model;
-  const Json key{{"format", 2},
+  const Json key{{"format", 3},
                  {"generator", sha256_file((folder / "generator.safetensors").string())},
                  {"tokenizer", sha256_file((folder / "tokenizer.safetensors").string())},
                  {"threads", at::get_num_threads()},
@@ -410,9 +410,13 @@ void run_eval(const EvalOptions& o) {
   std::optional<ExpectedSet> other;
   if (!reference.description.empty()) other = expected(reference.description, reference);
   GivenSet images;
-  if (!generates && !o.tokenizer) images = open_given(e, o.images, metrics);
+  std::unique_ptr<ImageDataset> source;  // of reconstructions
+  if (o.tokenizer)
+    source = open_dataset(o.images.empty() ? o.reference : o.images);
+  else if (!generates)
+    images = open_given(e, o.images, metrics);
   const ExpectedSet own = generates     ? ExpectedSet{"the generated set", o.count}
-                          : o.tokenizer ? ExpectedSet{"the reconstructions", other ? other->images : 2}
+                          : o.tokenizer ? ExpectedSet{"the reconstructions", source->size()}
                                         : expected(images.description, images);
   require_images(protocol, metrics, own, other);
   measure_given(e, reference, "reference");
@@ -438,7 +442,6 @@ void run_eval(const EvalOptions& o) {
     runs.push_back(std::move(figures));
   };
   if (o.tokenizer) {
-    const auto source = open_dataset(o.images.empty() ? o.reference : o.images);
     measured = source->describe();
     std::vector<Figure> extra;
     const MeasuredSet set = reconstruct_and_measure(e, *source, extra);
@@ -466,6 +469,7 @@ void run_eval(const EvalOptions& o) {
   else
     j["reference_count"] = nullptr;
   j["weights_sha256"] = e.measurer.weights_hash();
+  j["weights"] = weights.string();
   if (generates)
     j["seed"] = o.seed;
   else
@@ -512,7 +516,7 @@ void add_eval(CLI::App& app) {
   command->add_option(
       "--protocol", o->protocol,
       "adm, torch-fidelity, pytorch-fid, clean, adanat or classifier (the folder's measure network, the "
-      "default without --weights)");
+      "default without --weights; without -m too, that of the bundled traffic signs)");
   command->add_option("--weights", o->weights,
                       "Inception weights (.pth, .safetensors) or a measure network; default: the folder's");
   command->add_option("--repeats", o->repeats, "seeds s, s+1, ...: mean, standard deviation, values")

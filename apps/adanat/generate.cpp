@@ -1,6 +1,7 @@
 // adanat generate: images from a model folder (spec/cli.md, generate).
 #include "apps/adanat/generate.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 
@@ -8,7 +9,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <future>
-#include <thread>
 
 #include "apps/pipeline/pipeline.h"
 #include "core/base/interrupt.h"
@@ -22,10 +22,11 @@ namespace adanat {
 namespace fs = std::filesystem;
 namespace {
 
-// Calls work(0), ..., work(count - 1) on all cores. The first exception comes through when all have ended.
+// Calls work(0), ..., work(count - 1) on `threads` threads. The first exception comes through when all have
+// ended.
 template <class Work>
-void share_out(int64_t count, const Work& work) {
-  const int64_t parts = std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, count);
+void share_out(int64_t count, int64_t threads, const Work& work) {
+  const int64_t parts = std::clamp<int64_t>(threads, 1, count);
   std::vector<std::future<void>> running;
   for (int64_t part = 0; part < parts; ++part)
     running.push_back(std::async(std::launch::async, [&work, part, parts, count] {
@@ -256,14 +257,17 @@ void check_options(const GenerateOptions& o) {
   if (o.output.empty()) throw InputError("--output: must not be empty; give FILE.png, DIR/ or DIR/%05d.png");
   if (o.first_index < 0 || o.first_index > (int64_t(1) << 31) - o.count)
     throw InputError(cat("--first-index ", o.first_index, ": image indices must lie in 0 to 2147483647"));
-  const std::vector<std::string> outputs = {o.output, o.save_tokens, o.trace, o.preview};
+  const std::vector<std::string> outputs = {o.output, o.save_tokens, o.trace};
   for (size_t i = 0; i < outputs.size(); ++i)
     for (size_t j = i + 1; j < outputs.size(); ++j)
       if (!outputs[i].empty() && !outputs[j].empty() &&
           fs::absolute(outputs[i]).lexically_normal() == fs::absolute(outputs[j]).lexically_normal())
         throw InputError(
-            cat(outputs[i],
-                ": is named as two outputs; --output, --save-tokens, --trace and --preview must differ"));
+            cat(outputs[i], ": is named as two outputs; --output, --save-tokens and --trace must differ"));
+  for (const std::string& file : outputs)
+    if (!o.preview.empty() && fs::path(file).has_extension() &&
+        fs::absolute(file).lexically_normal() == fs::absolute(o.preview).lexically_normal())
+      throw InputError(cat(o.preview, ": is named as two outputs; --preview is a folder of its own"));
   if (!o.save_tokens.empty()) const AtomicFile probe(o.save_tokens);
   if (!o.preview.empty()) {
     std::error_code error;
@@ -343,12 +347,18 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
         grid_images.push_back(made.images);
       } else {
         for (int64_t i = 0; i < size; ++i) files.push_back(output.file(done + i).string());
-        const auto write = [&, request, images = made.images, begin = done](int64_t i) {
-          write_png(output.file(begin + i), to_image(images[i]),
+        // Packed here: what ATen does on a thread of its own would start a team of threads for each.
+        const at::Tensor packed = made.images.permute({0, 2, 3, 1}).contiguous();
+        const auto write = [&, request, packed, begin = done](int64_t i) {
+          const auto* p = packed.const_data_ptr<uint8_t>() + i * packed.stride(0);
+          write_png(output.file(begin + i),
+                    {int(packed.size(2)), int(packed.size(1)), std::vector<uint8_t>(p, p + packed.stride(0))},
                     parameters_chunk(pipeline, o, table, *schedule, request.first_index + i,
                                      {request.classes[size_t(i)]}, dtype, job));
         };
-        writing = std::async(std::launch::async, [write, size] { share_out(size, write); });
+        writing = std::async(std::launch::async, [write, size, threads = at::get_num_threads()] {
+          share_out(size, threads, write);
+        });
       }
       done += size;
       if (!o.preview.empty()) write_previews(pipeline, steps, o.preview, request, job);

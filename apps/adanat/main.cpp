@@ -43,12 +43,18 @@ const CLI::App& deepest(const CLI::App& app) {
   return named.empty() ? app : deepest(*named[0]);
 }
 
-// "; do you mean --steps?" where an option of the command is spelled nearly so.
-std::string near_miss(const CLI::App& command, const std::string& word) {
-  for (const CLI::Option* option : command.get_options())
-    for (const std::string& name : option->get_lnames())
-      if (adanat::edit_distance("--" + name, word) <= 2) return "; do you mean --" + name + "?";
-  return "";
+// "; do you mean --steps?" where an option of the command that was named is spelled nearly so.
+std::string near_miss(const CLI::App& app, const std::string& word) {
+  std::string nearest;
+  size_t least = 3;
+  for (const CLI::Option* option : deepest(app).get_options()) {
+    for (const std::string& name : option->get_lnames()) {
+      const size_t distance = adanat::edit_distance("--" + name, word);
+      if (distance < least) nearest = name, least = distance;
+    }
+  }
+  if (nearest.empty()) return "";
+  return least == 0 ? "; it belongs after " + command_path(app) : "; do you mean --" + nearest + "?";
 }
 
 // What is wrong, with the words that it is about.
@@ -57,8 +63,7 @@ std::string explained(const CLI::App& app, const CLI::ParseError& error, int arg
     const std::string words = std::string(error.what()) + " ";
     for (int i = 1; i < argc; ++i)
       if (words.find(" " + std::string(argv[i]) + " ") != std::string::npos)
-        return std::string(argv[i]) + ": is nothing that this command takes" +
-               near_miss(deepest(app), argv[i]);
+        return std::string(argv[i]) + ": is nothing that this command takes" + near_miss(app, argv[i]);
   }
   if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr &&
       std::string(error.what()).find("At Most 1") != std::string::npos)

@@ -1,7 +1,8 @@
 // adanat tokenize encode|decode: images <-> token files (spec/cli.md, tokenize).
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/full.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstdio>
 #include <filesystem>
@@ -60,8 +61,8 @@ void run_encode(const EncodeOptions& o) {
     file.tokens = at::cat({file.tokens, at::cat(mirrored)});
     file.classes = file.classes.repeat({2});
     file.flipped = at::cat({file.flipped, at::ones_like(file.flipped)});
-    captions.reserve(2 * captions.size());
-    captions.insert(captions.end(), captions.begin(), captions.end());
+    const std::vector<std::string> again = captions;
+    captions.insert(captions.end(), again.begin(), again.end());
   }
   file.captions = std::move(captions);
   file.grid_height = file.grid_width = config.image_size / config.tokenizer->factor();

@@ -28,6 +28,7 @@ namespace {
 
 struct TrainOptions {
   std::string config, data, out, model, init, steps;
+  std::string config_told;  // the --config that a run which goes on began with
   std::optional<std::string> held_out, dtype;
   std::vector<std::string> overrides;
   std::optional<int64_t> seed;
@@ -74,7 +75,10 @@ void take_folders_of_run(TrainOptions& o) {
   const auto take = [&](const char* key, std::string& to) {
     if (to.empty() && run.is_object() && run.contains(key) && run[key].is_string()) to = run[key];
   };
-  take("model", o.model), take("init", o.init);
+  take("model", o.model), take("init", o.init), take("config_file", o.config_told);
+  // The checkpoint holds the weights: a folder that is gone by now is needed by nothing but the comparison of
+  // a policy's start.
+  if (!o.init.empty() && !fs::exists(o.init)) o.init.clear();
 }
 
 template <Config C>
@@ -94,7 +98,7 @@ Json run_info(const TrainOptions& o, at::Device device) {
   j["program"] = cat("adanat ", ADANAT_VERSION);
   j["platform"] = platform_line();
   j["device"] = device.str();
-  j["config_file"] = o.config;
+  j["config_file"] = o.config.empty() ? o.config_told : o.config;
   j["model"] = o.model;
   j["init"] = o.init;
   return j;
@@ -274,8 +278,7 @@ void train_generator(const TrainOptions& o) {
   const std::optional<GeneratorInit> init = load_generator_init(o);
   const GeneratorTrainConfig config = parse_generator_config(o, init);
   const ModelConfig given = read_model_config(o.model);
-  if (fs::is_directory(config.data) || config.data.find_first_of("#@") != std::string::npos ||
-      fs::path(config.data).extension() != ".safetensors")
+  if (fs::is_directory(config.data) || fs::path(config.data).extension() != ".safetensors")
     throw InputError(
         cat("--data ", config.data,
             ": a generator is trained on a token file (FILE.safetensors); make one of your images "
@@ -394,7 +397,9 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
               const std::string& config_keys, const std::string& example, void (*run)(const TrainOptions&)) {
   auto* command = train.add_subcommand(kind, help);
   auto o = std::make_shared<TrainOptions>();
-  command->add_option("--config", o->config, "FILE.json; missing keys take their defaults");
+  command->add_option(
+      "--config", o->config,
+      "FILE.json; missing keys take their defaults (with --resume and without --config: the run's own)");
   command->add_option("--set", o->overrides, "key.path=value on top of the config; may be repeated")
       ->take_all();
   command->add_option("--data", o->data, "dataset (or token file, for a generator)");
@@ -403,7 +408,9 @@ void add_kind(CLI::App& train, const std::string& kind, const std::string& help,
   command->add_option("--out", o->out, "folder of the run")->required();
   command->add_option("-m,--model", o->model, "model folder with the parts that are not trained here");
   command->add_option("--init", o->init, "model folder to start from");
-  command->add_flag("--resume", o->resume, "go on from the newest checkpoint in --out");
+  command->add_flag(
+      "--resume", o->resume,
+      "go on from the newest checkpoint in --out; config, -m and --init are the run's where not given");
   command->add_option("--seed", o->seed, "seed; default: the config's");
   command->add_option("--dtype", o->dtype, "auto, float32 or bfloat16; default: the config's, else auto");
   if (kind == "policy")

@@ -90,7 +90,7 @@ struct Stage {
   std::function<void()> call;
   int64_t calls = 1;
   std::vector<double> wall = {}, processor = {};
-  double peak_mib = 0;  // of memory, while it ran by itself
+  double peak_mib = 0;  // of memory, while it ran; on a CPU with what the process kept of earlier stages
 };
 
 // One sample of a stage: seconds of a call, by the clock and of the processors.

@@ -31,6 +31,8 @@ parser.add_argument("-o", "--output")
 o = parser.parse_args()
 if bool(o.model) == bool(o.shape):
     parser.error("give either --model or --shape")
+if o.train and (o.classes or o.schedule != "cosine" or o.peers != "reference,compiled"):
+    parser.error("--train: knows no --classes, --schedule and --peers")
 ours = (o.ours or o.dtype).split(",")
 threads = o.threads or len(os.sched_getaffinity(0))
 os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -4,19 +4,21 @@
 #include <fstream>
 #include <set>
 
+#include "core/base/text.h"
+
 namespace adanat {
 namespace config_detail {
 
 void throw_type(const std::string& where, const std::string& path, const char* wanted, const Json& got) {
   std::string text = got.dump(-1, ' ', false, Json::error_handler_t::replace);
   if (text.size() > 60) text = text.substr(0, 57) + "...";
-  throw InputError(cat(where, ": ", path, " must be ", wanted, ", got ", text));
+  throw InputError(cat(where, ": ", printable(path), " must be ", wanted, ", got ", text));
 }
 
 void throw_unknown(const std::string& where, const std::string& path, const std::vector<std::string>& known) {
   std::string list;
   for (const auto& k : known) list += (list.empty() ? "" : ", ") + k;
-  throw InputError(cat(where, ": unknown key \"", path, "\"; known here: ", list));
+  throw InputError(cat(where, ": unknown key \"", printable(path), "\"; known here: ", list));
 }
 
 void read_value(const Json& j, bool& out, const std::string& where, const std::string& path) {
@@ -58,7 +60,7 @@ Json parse_json(const std::string& text, const std::string& where) {
   try {
     Json j = Json::parse(text, watch_keys);
     if (!duplicate.empty())
-      throw InputError(cat(where, ": key \"", duplicate, "\" stands twice in one object"));
+      throw InputError(cat(where, ": key \"", printable(duplicate), "\" stands twice in one object"));
     return j;
   } catch (const Json::parse_error& e) {
     std::string what = e.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."

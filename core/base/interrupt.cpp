@@ -9,6 +9,8 @@ namespace {
 volatile std::sig_atomic_t g_signal = 0;
 
 void on_signal(int signal) {
+  // A terminal that is closed sends its hang-up twice, from the shell and from the kernel.
+  if (g_signal != 0 && signal == SIGHUP) return;
   if (g_signal != 0) {
     // Asked twice: the default action ends the process.
     std::signal(signal, SIG_DFL);

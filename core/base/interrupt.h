@@ -3,8 +3,8 @@
 
 namespace adanat {
 
-// From now on SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) only set a flag; a second one
-// ends the process at once.
+// From now on SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) only set a flag; a second
+// SIGINT or SIGTERM ends the process at once.
 void install_interrupt_handlers();
 
 // The signal that asked for the end, or 0. Async-signal-safe.

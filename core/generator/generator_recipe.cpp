@@ -74,6 +74,7 @@ class GeneratorRecipe : public Recipe {
         sample_images_(std::move(sample_images)),
         texts_(std::move(texts)),
         generator_(at::globalContext().defaultGenerator(at::kCPU)) {
+    if (data_.tokens.size(0) == 0) throw InputError("the token file holds no images");
     GeneratorConfig& model = config_.model;
     model.codes = data_.vocab;
     model.grid_height = data_.grid_height, model.grid_width = data_.grid_width;
@@ -92,6 +93,7 @@ class GeneratorRecipe : public Recipe {
       held_out_ = read_token_file(config_.held_out);
       if (held_out_->tokenizer_hash != data_.tokenizer_hash || held_out_->vocab != data_.vocab)
         throw InputError(cat(config_.held_out, ": was made by another tokenizer than the training tokens"));
+      if (held_out_->tokens.size(0) == 0) throw InputError(cat(config_.held_out, ": holds no images"));
       if (!texts_ && held_out_->classes.max().item<int64_t>() >= model.classes)
         throw InputError(cat(config_.held_out, ": has the class ", held_out_->classes.max().item<int64_t>(),
                              ", the training tokens know ", model.classes));

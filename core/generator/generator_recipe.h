@@ -65,8 +65,8 @@ struct GeneratorTrainConfig {
 };
 
 // Cross-entropy over the V codes at hidden positions, mean over all of them in the batch.
-// ids (B, N) i64 the true codes; hidden (B, N) bool, at least one true; condition as GeneratorImpl::features
-// takes it.
+// ids (B, N) i64 the true codes; hidden (B, N) bool, at least one true; both may lie on the CPU. condition as
+// GeneratorImpl::features takes it, on the generator's device.
 at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, const at::Tensor& hidden,
                              const at::Tensor& condition, double label_smoothing);
 

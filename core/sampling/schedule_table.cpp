@@ -1,5 +1,7 @@
 #include "core/sampling/schedule_table.h"
 
+#include "core/base/text.h"
+
 namespace adanat {
 
 namespace {
@@ -23,7 +25,7 @@ void ScheduleTable::validate() const {
   column(remask_temperature, "remask_temperature", 1e6);
   column(sampling_temperature, "sampling_temperature", 1e6);
   column(guidance, "guidance", 1e6);
-  require(rule == "adanat" || rule == "maskgit", "rule", "adanat or maskgit", rule);
+  require(rule == "adanat" || rule == "maskgit", "rule", "adanat or maskgit", printable(rule));
 }
 
 ScheduleTable read_schedule_file(const std::string& path) {

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -33,6 +34,7 @@ void LoopConfig::validate() const {
 namespace {
 
 constexpr const char* kStateFile = "state.safetensors";
+constexpr const char* kLockFile = ".lock";
 
 void make_folder(const fs::path& path) {
   std::error_code error;
@@ -202,8 +204,6 @@ Json settle_dtype(Recipe& recipe, const Json& stored) {
 // Checks or makes the folder, settles the precision, loads the newest checkpoint and writes config.json.
 // Returns how many steps are done; `timings` is what settle_dtype gives.
 int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_info, Json& timings) {
-  check_run_folder(out, resume);
-  make_folder(out);
   const fs::path config_file = out / "config.json", checkpoint = resume ? newest_checkpoint(out) : fs::path();
   if (resume && checkpoint.empty() && fs::exists(out / "model"))
     throw InputError(
@@ -335,15 +335,40 @@ void write_samples(Recipe& recipe, EventLog& log, const fs::path& out, int64_t s
   }
 }
 
-// Whether there is nothing but what a run writes before its first checkpoint.
+// Whether there is nothing but what a run writes before its first checkpoint: a start that came to nothing.
 bool only_begun(const fs::path& out) {
+  if (!fs::exists(out / "log.jsonl")) return false;
   for (const auto& entry : fs::directory_iterator(out)) {
     const std::string name = entry.path().filename().string();
-    if (name != "config.json" && name != "log.jsonl" && !name.starts_with("events.out.tfevents."))
-      return false;
+    const bool known = name == kLockFile || name == "config.json" || name == "log.jsonl" ||
+                       name == "samples" || name == "diagnostics" ||
+                       name.starts_with("events.out.tfevents.") ||
+                       (name == "checkpoints" && fs::is_empty(entry.path()));
+    if (!known) return false;
   }
   return true;
 }
+
+// The folder is one process's until the end of the run, however that ends.
+class RunLock {
+ public:
+  explicit RunLock(const fs::path& out)
+      : fd_(open((out / kLockFile).c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
+    if (fd_ < 0) throw InputError(cat(out.string(), ": cannot be written: ", std::strerror(errno)));
+    // A file system without locks is no reason to stop.
+    if (flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+      close(fd_);
+      throw InputError(
+          cat(out.string(), ": another process trains there; wait for it or choose another --out"));
+    }
+  }
+  ~RunLock() { close(fd_); }
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
+
+ private:
+  int fd_;
+};
 
 }  // namespace
 
@@ -362,6 +387,10 @@ fs::path newest_checkpoint(const fs::path& out) {
 
 void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& run_info) {
   const LoopConfig& loop = recipe.loop();
+  check_run_folder(out, resume);
+  make_folder(out);
+  const RunLock lock(out);
+  if (!resume && only_begun(out)) note(cat(out.string(), ": replaces a run that came to nothing"));
   Json timings;
   const int64_t start = begin_run(recipe, out, resume, run_info, timings);
   EventLog log(out, start + 1);  // lines carry the number of finished steps

@@ -6,20 +6,22 @@
 
 namespace adanat {
 
-// InputError where `out` is no folder, or holds something and `resume` is off. Commands call it before the
-// long work of reading data; run_training does too.
+// InputError where `out` is no folder, or holds something and `resume` is off; what a run left that ended
+// before its first checkpoint counts as nothing. Commands call it before the long work of reading data;
+// run_training does too.
 void check_run_folder(const std::filesystem::path& out, bool resume);
 
-// Prepares --out: refuses an existing non-empty folder unless `resume`; settles a dtype of "auto" by timing
-// (not on resume: what was chosen stays); writes config.json (resolved). On resume config.json must be there
-// if a checkpoint is, and it and the checkpoint must agree with the recipe's config except for loop.*, run.*
-// and where the data lies (else InputError naming the first differing key). Then runs updates until
-// loop().steps. Layout of the folder: spec/cli.md "train". SIGINT/SIGTERM: saves a checkpoint and the model,
-// then throws Interrupted. A reported value or a tensor of the state that is not finite: RunError that names
-// it and the step; nothing is saved over the last good checkpoint and model. Broken images are counted in
-// log.jsonl ("data") after the first pass over the data, and told on stderr if there are any. Resumed CPU
-// runs go on bit-exactly. `run_info` (where data came from, seed, device) is stored under "run" in
-// config.json, with the timings behind a dtype that was "auto", and not compared.
+// Prepares --out: check_run_folder; InputError where another process trains there (a lock on out/.lock);
+// settles a dtype of "auto" by timing (not on resume: what was chosen stays); writes config.json (resolved).
+// On resume config.json must be there if a checkpoint is, and it and the checkpoint must agree with the
+// recipe's config except for loop.*, run.* and where the data lies (else InputError naming the first
+// differing key). Then runs updates until loop().steps. Layout of the folder: spec/cli.md "train".
+// SIGINT/SIGTERM/SIGHUP: saves a checkpoint and the model, then throws Interrupted. A reported value or a
+// tensor of the state that is not finite: RunError that names it and the step; nothing is saved over the last
+// good checkpoint and model. Broken images are counted in log.jsonl ("data") after the first pass over the
+// data, and told on stderr if there are any. Resumed CPU runs go on bit-exactly. `run_info` (where data came
+// from, seed, device) is stored under "run" in config.json, with the timings behind a dtype that was "auto",
+// and not compared.
 void run_training(Recipe& recipe, const std::filesystem::path& out, bool resume,
                   const Json& run_info = Json::object());
 

@@ -50,6 +50,9 @@ TEST(Config, RoundTripsAndTakesDefaults) {
 TEST(Config, ErrorsNameFileKeyAndValue) {
   EXPECT_EQ(error_of(R"({"stepz":1})"), "f.json: unknown key \"stepz\"; known here: steps, name, on, inner");
   EXPECT_NE(error_of(R"({"inner":{"x":1}})").find("unknown key \"inner.x\""), std::string::npos);
+  // A message is one line, whatever a file calls its keys.
+  EXPECT_EQ(error_of(R"({"step\nz":1})"), "f.json: unknown key \"step\\nz\"; known here: steps, name, on, inner");
+  EXPECT_EQ(error_of(R"({"a\nb":1,"a\nb":2})"), "f.json: key \"a\\nb\" stands twice in one object");
   EXPECT_EQ(error_of(R"({"steps":8.7})"), "f.json: steps must be an integer, got 8.7");
   EXPECT_EQ(error_of(R"({"steps":"8"})"), "f.json: steps must be an integer, got \"8\"");
   EXPECT_EQ(error_of(R"({"steps":18446744073709551615})"),

@@ -57,6 +57,18 @@ TEST_F(Eval, FoldersHaveTheKeysOfTheManual) {
   EXPECT_LT(self.at("metrics").at("fd").at("value").get<double>(), 1e-3);
 }
 
+// What is reconstructed counts, not what it is compared with.
+TEST_F(Eval, ReconstructionsOfOneSetAgainstStatisticsOfAnother) {
+  write_set("a", 12, 0);
+  write_set("b", 12, 50);
+  run("eval --quiet --weights " + model() + "/measure.safetensors --images " + path("b") + " --save-stats " +
+      path("b.npz"));
+  const std::string tokenizer = "eval --quiet --tokenizer -m " + model() + " --images " + path("a");
+  EXPECT_TRUE(
+      run(tokenizer + " --reference " + path("b.npz") + " --metrics fd,cs").at("metrics").contains("cs"));
+  EXPECT_TRUE(run(tokenizer + " --metrics cs").at("metrics").contains("cs"));
+}
+
 // Without a model folder and without weights: the measure network that comes with the program.
 TEST_F(Eval, TheBundledNetworkMeasures) {
   write_set("a", 12, 0);

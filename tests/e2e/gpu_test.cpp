@@ -63,7 +63,7 @@ TEST_F(Gpu, MakesImagesByAPolicyInEveryPrecision) {
   EXPECT_TRUE(fs::exists(path("bfloat16/00064.png")));
 }
 
-TEST_F(Gpu, EditsMeasuresAndSearches) {
+TEST_F(Gpu, EditsAndMeasures) {
   expect_ok("generate --quiet --device " + device() + " -n 64 -m " + model("signs") + " -o " + path("made/"));
   expect_ok("edit --quiet --device " + device() + " -c 14 --box 8,8,16,16 -m " + model("signs") + " -i " +
             path("made/00000.png") + " -o " + path("edited.png"));
@@ -82,7 +82,7 @@ TEST_F(Gpu, IsTimed) {
   expect_ok("bench --quiet --device " + device() + " --train --batch-sweep 8 --repeats 2 --shape signs");
 }
 
-// A few updates of every stage on pictures that the bundled model made, a stop and a resume included.
+// A few updates of every stage on pictures that the bundled model made, and more of one after a resume.
 TEST_F(Gpu, TrainsEveryStage) {
   expect_ok("generate --quiet --device " + device() + " -n 60 -c 0,1,2 -m " + model("signs") + " -o " +
             path("flat/"));
@@ -111,6 +111,8 @@ TEST_F(Gpu, TrainsEveryStage) {
                                 path("tokenizer/model") + " --out " + path("generator") +
                                 " --set model.width=32 --set model.depth=2 --set model.heads=2";
   expect_ok(generator);
+  expect_ok("train generator --quiet --device " + device() + " --resume --set loop.steps=6 --out " +
+            path("generator"));
   expect_ok(
       "train policy --quiet --device " + device() + " --dtype auto --data " + path("data") + " -m " +
       path("generator/model") + " --out " + path("policy") +
@@ -118,6 +120,9 @@ TEST_F(Gpu, TrainsEveryStage) {
       "--set "
       "network.hidden=16 --set network.channels=4 --set network.mlp=16 --set 'reward.kinds=[\"conv\"]' --set "
       "reward.conv_width=8");
+  expect_ok("search schedule --quiet --device " + device() +
+            " --candidates 3 --population 2 --count 8 --final-count 8 --steps 2 -m " + path("policy/model") +
+            " --reference " + path("data") + " -o " + path("table.json"));
   expect_ok("generate --quiet --device " + device() + " --schedule adaptive --steps 2 -n 3 -m " +
             path("policy/model") + " -o " + path("y.png"));
 }

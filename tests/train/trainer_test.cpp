@@ -5,6 +5,8 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -207,6 +209,30 @@ TEST_F(Trainer, ResumeWithAnotherConfigNamesTheKey) {
   ToyRecipe longer(config);
   run_training(longer, out_, true);
   EXPECT_EQ(longer.steps_seen, std::vector<int64_t>{3});
+}
+
+TEST_F(Trainer, OneProcessAtATimeTrainsInAFolder) {
+  std::filesystem::create_directories(out_);
+  const int other = open((out_ / ".lock").c_str(), O_CREAT | O_RDWR, 0644);
+  ASSERT_EQ(flock(other, LOCK_EX | LOCK_NB), 0);
+  ToyRecipe recipe;
+  EXPECT_NE(
+      message_of<InputError>([&] { run_training(recipe, out_, true); }).find("another process trains there"),
+      std::string::npos);
+  close(other);
+  run_training(recipe, out_, true);
+  EXPECT_EQ(recipe.steps_seen.size(), 10u);
+}
+
+// A start that came to nothing does not block its folder; anything else does.
+TEST_F(Trainer, ReplacesOnlyWhatHasJustBegun) {
+  std::filesystem::create_directories(out_ / "samples");
+  write_file_atomic(out_ / "config.json", "{}");
+  EXPECT_THROW(check_run_folder(out_, false), InputError);  // no log: nobody's run
+  write_file_atomic(out_ / "log.jsonl", "");
+  EXPECT_NO_THROW(check_run_folder(out_, false));
+  std::filesystem::create_directories(out_ / "checkpoints/step-4");
+  EXPECT_THROW(check_run_folder(out_, false), InputError);
 }
 
 TEST_F(Trainer, ResumeWithoutACheckpointBegins) {
