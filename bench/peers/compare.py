@@ -171,6 +171,9 @@ for dtype in ours:
         report["ratios"].append({
             "adanat": dtype, "peer": f"{name} {o.dtype}", "wall": statistics.median(ratios), "wall_min": ratios[0],
             "wall_max": ratios[-1], "processor": statistics.median(theirs[1] / mine[1] for mine, theirs in pairs)})
+if o.train:
+    for key in ("classes", "schedule", "steps", "agreement_without_noise"):
+        del report[key]
 text = json.dumps(report, indent=2)
 print(text)
 if o.output:
