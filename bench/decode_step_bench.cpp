@@ -5,13 +5,12 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <benchmark/benchmark.h>
-
 #include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
-
-#include <chrono>
 #include <ctime>
 #include <vector>
 

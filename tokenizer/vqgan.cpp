@@ -11,6 +11,7 @@
 #include <ATen/ops/upsample_nearest2d.h>
 
 #include <cmath>
+#include <optional>
 
 #include "core/nn/autocast.h"
 #include "core/nn/module_state.h"
@@ -128,20 +129,15 @@ DecoderImpl::DecoderImpl(const TokenizerConfig& config) : unshuffle_(config.unsh
 }
 
 at::Tensor DecoderImpl::forward(const at::Tensor& codes, bool half) const {
-  const auto body = [&] {
-    at::Tensor h = conv_in->forward(codes);
-    for (const ResidualBlock& block : mid_) h = block->forward(h);
-    for (size_t l = up_.size(); l-- > 0;) {
-      for (const ResidualBlock& block : up_[l]) h = block->forward(h);
-      if (l > 0) h = upsample_[l]->forward(at::upsample_nearest2d(h, {h.size(2) * 2, h.size(3) * 2}));
-    }
-    return h;
-  };
-  const auto half_body = [&] {
-    const AutocastScope autocast(true, codes.device().type());
-    return body();
-  };
-  at::Tensor h = half ? half_body().to(at::kFloat) : body();
+  std::optional<AutocastScope> autocast;
+  if (half) autocast.emplace(true, codes.device().type());
+  at::Tensor h = conv_in->forward(codes);
+  for (const ResidualBlock& block : mid_) h = block->forward(h);
+  for (size_t l = up_.size(); l-- > 0;) {
+    for (const ResidualBlock& block : up_[l]) h = block->forward(h);
+    if (l > 0) h = upsample_[l]->forward(at::upsample_nearest2d(h, {h.size(2) * 2, h.size(3) * 2}));
+  }
+  if (half) autocast.reset(), h = h.to(at::kFloat);
   h = conv_out->forward(at::silu(norm_out->forward(h)));
   return unshuffle_ == 1 ? h : at::pixel_shuffle(h, unshuffle_);
 }

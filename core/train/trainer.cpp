@@ -335,16 +335,16 @@ void write_samples(Recipe& recipe, EventLog& log, const fs::path& out, int64_t s
   }
 }
 
-// Whether there is nothing but what a run writes before its first checkpoint: a start that came to nothing.
+// Whether there is nothing but what a run writes before its first checkpoint: a start that came to nothing. A
+// config or samples without a log are somebody's own.
 bool only_begun(const fs::path& out) {
-  if (!fs::exists(out / "log.jsonl")) return false;
+  const bool logged = fs::exists(out / "log.jsonl");
   for (const auto& entry : fs::directory_iterator(out)) {
     const std::string name = entry.path().filename().string();
-    const bool known = name == kLockFile || name == "config.json" || name == "log.jsonl" ||
-                       name == "samples" || name == "diagnostics" ||
-                       name.starts_with("events.out.tfevents.") ||
-                       (name == "checkpoints" && fs::is_empty(entry.path()));
-    if (!known) return false;
+    const bool of_a_run = name == "config.json" || name == "log.jsonl" || name == "samples" ||
+                          name == "diagnostics" || name.starts_with("events.out.tfevents.") ||
+                          (name == "checkpoints" && fs::is_empty(entry.path()));
+    if (name != kLockFile && !(logged && of_a_run)) return false;
   }
   return true;
 }
@@ -390,7 +390,8 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
   check_run_folder(out, resume);
   make_folder(out);
   const RunLock lock(out);
-  if (!resume && only_begun(out)) note(cat(out.string(), ": replaces a run that came to nothing"));
+  if (!resume && fs::exists(out / "log.jsonl"))
+    note(cat(out.string(), ": replaces a run that came to nothing"));
   Json timings;
   const int64_t start = begin_run(recipe, out, resume, run_info, timings);
   EventLog log(out, start + 1);  // lines carry the number of finished steps

@@ -226,6 +226,9 @@ TEST_F(Trainer, OneProcessAtATimeTrainsInAFolder) {
 
 // A start that came to nothing does not block its folder; anything else does.
 TEST_F(Trainer, ReplacesOnlyWhatHasJustBegun) {
+  std::filesystem::create_directories(out_);
+  write_file_atomic(out_ / ".lock", "");  // of a start that was stopped before anything was written
+  EXPECT_NO_THROW(check_run_folder(out_, false));
   std::filesystem::create_directories(out_ / "samples");
   write_file_atomic(out_ / "config.json", "{}");
   EXPECT_THROW(check_run_folder(out_, false), InputError);  // no log: nobody's run
