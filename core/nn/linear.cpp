@@ -9,12 +9,15 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/linear.h>
 
 #include <algorithm>
+#include <atomic>
 #include <ctime>
 #include <limits>
 
+#include "core/base/error.h"
 #include "kernels/int8_rows.h"
 
 namespace adanat {
@@ -25,14 +28,13 @@ using PointwiseLinear = at::Tensor(const at::Tensor&, const at::Tensor&, const s
                                    std::string_view, c10::List<std::optional<at::Scalar>>,
                                    std::optional<std::string_view>);
 
-at::Tensor onednn_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool gelu) {
+at::Tensor onednn_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         bool gelu) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
                              .typed<PointwiseLinear>();
-  const std::optional<at::Tensor> maybe_bias =
-      bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
-  return op.call(x.contiguous(), weight, maybe_bias, gelu ? "gelu" : "none",
-                 c10::List<std::optional<at::Scalar>>(), gelu ? "none" : "");
+  return op.call(x.contiguous(), weight, bias, gelu ? "gelu" : "none", c10::List<std::optional<at::Scalar>>(),
+                 gelu ? "none" : "");
 }
 
 // Of all threads of the process: what else runs on the machine does not count.
@@ -42,26 +44,65 @@ double processor_seconds() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-bool onednn_is_faster() {
-  static const bool faster = [] {
-    if (!c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""}).has_value()) return false;
-    const at::NoGradGuard no_grad;
-    constexpr int64_t kSide = 384;
-    constexpr double kMuchFaster = 0.7;
-    const at::Tensor x = at::zeros({kSide, kSide}), weight = at::zeros({kSide, kSide}), bias;
-    double native = std::numeric_limits<double>::max(), onednn = native;
-    for (int i = 0; i < 6; ++i) {  // the first of each also builds the kernel
-      const double a = processor_seconds();
-      at::linear(x, weight, bias);
-      const double b = processor_seconds();
-      onednn_linear(x, weight, bias, false);
-      const double c = processor_seconds();
-      native = std::min(native, b - a), onednn = std::min(onednn, c - b);
-    }
-    return onednn < kMuchFaster * native;
-  }();
-  return faster;
+bool has_onednn() {
+  return c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""}).has_value();
 }
+
+bool onednn_is_faster() {
+  if (!has_onednn()) return false;
+  const at::NoGradGuard no_grad;
+  constexpr int64_t kSide = 384;
+  constexpr double kMuchFaster = 0.7;
+  const at::Tensor x = at::zeros({kSide, kSide}), weight = at::zeros({kSide, kSide});
+  double native = std::numeric_limits<double>::max(), onednn = native;
+  for (int i = 0; i < 6; ++i) {  // the first of each also builds the kernel
+    const double a = processor_seconds();
+    at::linear(x, weight);
+    const double b = processor_seconds();
+    onednn_linear(x, weight, std::nullopt, false);
+    const double c = processor_seconds();
+    native = std::min(native, b - a), onednn = std::min(onednn, c - b);
+  }
+  return onednn < kMuchFaster * native;
+}
+
+// Whether float32 products are oneDNN's, in the whole process.
+std::atomic<bool>& onednn_chosen() {
+  static std::atomic<bool> chosen = onednn_is_faster();
+  return chosen;
+}
+
+// y = x weight^T + bias with its gradients, all three products by oneDNN.
+class OnednnLinear : public torch::autograd::Function<OnednnLinear> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+    context->save_for_backward({x, weight});
+    context->saved_data["has_bias"] = bias.has_value();
+    return onednn_linear(x, weight, bias, false);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "linear: has no gradients of gradients");
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1];
+    const auto product = [](const at::Tensor& a, const at::Tensor& b) {  // a b^T
+      return onednn_linear(a, b, std::nullopt, false);
+    };
+    at::Tensor to_x, to_weight, to_bias;
+    if (context->needs_input_grad(0)) to_x = product(gradients[0], weight.t());
+    const at::Tensor gradient = gradients[0].reshape({-1, weight.size(0)});
+    if (context->needs_input_grad(1)) {
+      const at::Tensor rows = x.reshape({-1, weight.size(1)});
+      // Its first factor is copied when it is transposed, the second is not: the narrower one comes first.
+      to_weight = weight.size(0) < weight.size(1) ? product(gradient.t(), rows.t())
+                                                  : product(rows.t(), gradient.t()).t();
+    }
+    if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(2)) to_bias = gradient.sum(0);
+    return {to_x, to_weight, to_bias};
+  }
+};
 
 bool autocast(c10::DeviceType device) {
   const auto key = device == at::kCPU ? c10::DispatchKey::AutocastCPU : c10::DispatchKey::AutocastCUDA;
@@ -74,13 +115,14 @@ bool onednn_has_bfloat16() {
 }
 
 at::Tensor float_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool gelu) {
-  const bool plain = x.is_cpu() && x.scalar_type() == weight.scalar_type() && x.numel() > 0 &&
-                     !at::GradMode::is_enabled() && !autocast(at::kCPU);
+  const std::optional<at::Tensor> shift = bias.defined() ? std::optional(bias) : std::nullopt;
+  const bool plain =
+      x.is_cpu() && x.scalar_type() == weight.scalar_type() && x.numel() > 0 && !autocast(at::kCPU);
+  const bool float32 = plain && x.scalar_type() == at::kFloat && onednn_chosen();
   // LibTorch takes oneDNN for bfloat16 by itself; the fused GELU is the gain there.
-  if (plain && ((x.scalar_type() == at::kFloat && onednn_is_faster()) ||
-                (x.scalar_type() == at::kBFloat16 && gelu && onednn_has_bfloat16())))
-    return onednn_linear(x, weight, bias, gelu);
-  const at::Tensor y = at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  const bool bfloat16 = plain && x.scalar_type() == at::kBFloat16 && gelu && onednn_has_bfloat16();
+  if ((float32 || bfloat16) && !at::GradMode::is_enabled()) return onednn_linear(x, weight, shift, gelu);
+  const at::Tensor y = float32 ? OnednnLinear::apply(x, weight, shift) : at::linear(x, weight, shift);
   return gelu ? at::gelu(y) : y;
 }
 
@@ -171,7 +213,15 @@ int64_t quantize_linears(torch::nn::Module& module) {
 }
 
 const char* float32_library() {
-  return onednn_is_faster() ? "oneDNN" : "MKL";
+  return onednn_chosen() ? "oneDNN" : "MKL";
+}
+
+void use_float32_library(const std::string& name) {
+  if (name != "MKL" && name != "oneDNN")
+    throw InputError(cat("float32_library: must be MKL or oneDNN, got ", name));
+  if (name == "oneDNN" && !has_onednn())
+    throw InputError("float32_library: this LibTorch was built without oneDNN");
+  onednn_chosen() = name == "oneDNN";
 }
 
 }  // namespace adanat

@@ -5,8 +5,8 @@
 // (an AMD EPYC with AVX-512: 90 GFLOP/s on one thread, against 185 with oneDNN, which LibTorch carries as
 // well). So both are timed once in a process, a few milliseconds, and oneDNN is taken where it needs less
 // than 0.7 of MKL's time: far from the ratios seen (0.5 there), so that every run on a machine decides
-// alike. Without gradients only; under autocast, in training and on a GPU it is torch's own Linear. The two
-// differ by rounding.
+// alike. The two differ by rounding, so a training run stores which one it uses (use_float32_library). Under
+// autocast and on a GPU it is torch's own Linear.
 //
 // int8 on a CPU with VNNI: weights and activations in int8, sums in int32, the rest in float32. Weights have
 // one scale per output channel, activations one per row, so that a row's result does not depend on the rows
@@ -15,6 +15,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <string>
+
 namespace torch::nn {
 class LinearImpl;
 class Module;
@@ -22,8 +24,8 @@ class Module;
 
 namespace adanat {
 
-// x (..., in) of the layer's float type -> (..., out) of the same type; int8 layers: float32 in and out.
-// c10::Error for another type or width.
+// x (..., in) of the layer's float type -> (..., out) of the same type; int8 layers: float32 in and out, no
+// gradients. c10::Error for another type or width, and for gradients of gradients.
 at::Tensor linear(const torch::nn::LinearImpl& layer, const at::Tensor& x);
 // gelu(linear(layer, x)), the exact one (erf); in one pass where the library can.
 at::Tensor linear_gelu(const torch::nn::LinearImpl& layer, const at::Tensor& x);
@@ -39,7 +41,9 @@ bool int8_supported();
 int64_t quantize_linears(torch::nn::Module& module);
 
 // Which library multiplies float32 matrices on this CPU: "oneDNN", or "MKL" (what LibTorch itself takes). The
-// first call times both.
+// first call times both, unless use_float32_library came before.
 const char* float32_library();
+// From here on, for the whole process. InputError for another name, and for oneDNN where LibTorch has none.
+void use_float32_library(const std::string& name);
 
 }  // namespace adanat

@@ -15,6 +15,7 @@
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"
+#include "core/nn/linear.h"
 #include "core/train/finite.h"
 #include "core/train/precision.h"
 #include "core/train/random_state.h"
@@ -201,6 +202,19 @@ Json settle_dtype(Recipe& recipe, const Json& stored) {
   return {{"float32_seconds", choice.float32_seconds}, {"bfloat16_seconds", choice.bfloat16_seconds}};
 }
 
+// The library that the run was begun with: with another one it would not go on bit-exactly.
+std::string settle_library(const fs::path& config_file, const Json& stored) {
+  constexpr const char* kKey = "float32_library";
+  const Json run = stored.value("run", Json::object());
+  if (!run.contains(kKey)) return float32_library();
+  try {
+    use_float32_library(run[kKey].is_string() ? run[kKey].get<std::string>() : run[kKey].dump());
+  } catch (const InputError& e) {
+    throw InputError(cat(config_file.string(), ": run.", e.what(), "; put the right config back"));
+  }
+  return float32_library();
+}
+
 // Checks or makes the folder, settles the precision, loads the newest checkpoint and writes config.json.
 // Returns how many steps are done; `timings` is what settle_dtype gives.
 int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_info, Json& timings) {
@@ -209,6 +223,7 @@ int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_inf
     throw InputError(
         cat(out.string(), ": holds a model but no whole checkpoint to go on from; choose another --out"));
   const Json stored = resume ? stored_config(config_file, !checkpoint.empty()) : Json::object();
+  run_info["float32_library"] = settle_library(config_file, stored);
   timings = settle_dtype(recipe, stored);
   const std::string differs = stored.empty() ? "" : first_difference(stored, recipe.config(), "");
   if (!differs.empty())

@@ -20,8 +20,8 @@ void check_run_folder(const std::filesystem::path& out, bool resume);
 // tensor of the state that is not finite: RunError that names it and the step; nothing is saved over the last
 // good checkpoint and model. Broken images are counted in log.jsonl ("data") after the first pass over the
 // data, and told on stderr if there are any. Resumed CPU runs go on bit-exactly. `run_info` (where data came
-// from, seed, device) is stored under "run" in config.json, with the timings behind a dtype that was "auto",
-// and not compared.
+// from, seed, device) is stored under "run" in config.json and not compared; there too lie the timings behind
+// a dtype that was "auto", and which library multiplies in float32 on a CPU, which a resumed run keeps.
 void run_training(Recipe& recipe, const std::filesystem::path& out, bool resume,
                   const Json& run_info = Json::object());
 

@@ -2,6 +2,7 @@
 #include "core/nn/linear.h"
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/nn/modules/linear.h>
 
 #include "core/base/error.h"
@@ -49,14 +50,77 @@ TEST(Linear, TakesAnyRankAndStride) {
   EXPECT_TRUE(at::equal(linear(*layer, x).view({15, 48}), linear(*layer, flat)));
 }
 
-// With gradients it is torch's own, bit for bit: what training computes does not depend on a timing.
-TEST(Linear, WithGradientsItIsTorchs) {
+// Computes with one library for a scope.
+class Library {
+ public:
+  explicit Library(const char* name) : before_(float32_library()) { use_float32_library(name); }
+  ~Library() { use_float32_library(before_); }
+
+ private:
+  std::string before_;
+};
+
+// {result, gradients of x, weight and bias} of sum(weights * gelu(linear)).
+std::vector<at::Tensor> with_gradients(torch::nn::Linear layer, const at::Tensor& values,
+                                       const at::Tensor& weights, bool ours) {
+  layer->zero_grad();
+  const at::Tensor x = values.detach().clone().requires_grad_();
+  const at::Tensor y = ours ? linear_gelu(*layer, x) : at::gelu(at::linear(x, layer->weight, layer->bias));
+  (y * weights).sum().backward();
+  std::vector<at::Tensor> out{y.detach(), x.grad(), layer->weight.grad().clone()};
+  if (layer->bias.defined()) out.push_back(layer->bias.grad().clone());
+  return out;
+}
+
+TEST(Linear, HasTheGradientsOfTorch) {
+  for (const auto& [in, out] : {std::pair<int64_t, int64_t>{64, 96}, {96, 33}, {31, 257}, {1, 1}}) {
+    for (const bool bias : {true, false}) {
+      torch::nn::Linear layer = filled(in, out, bias);
+      const at::Tensor x = at::randn({3, 13, in}), weights = at::randn({3, 13, out});
+      const auto wanted = with_gradients(layer, x, weights, false);
+      {
+        const Library mkl("MKL");
+        const auto made = with_gradients(layer, x, weights, true);
+        for (size_t i = 0; i < wanted.size(); ++i) EXPECT_TRUE(at::equal(made[i], wanted[i])) << i;
+      }
+      const Library onednn("oneDNN");
+      const auto made = with_gradients(layer, x, weights, true);
+      // Roundings of as many float products as each sum has.
+      for (size_t i = 0; i < wanted.size(); ++i)
+        EXPECT_CLOSE(made[i], wanted[i], 2e-6 * double(std::max<int64_t>({in, out, 39})));
+    }
+  }
+}
+
+// Frozen layers in a network that learns, and inputs that nothing is learned of.
+TEST(Linear, GradientsOnlyWhereTheyAreWanted) {
+  const Library onednn("oneDNN");
   torch::nn::Linear layer = filled(64, 96);
-  const at::Tensor x = at::randn({40, 64}).requires_grad_();
-  const at::Tensor y = linear_gelu(*layer, x);
-  EXPECT_TRUE(at::equal(y, at::gelu(at::linear(x, layer->weight, layer->bias))));
-  y.sum().backward();
-  EXPECT_TRUE(x.grad().defined() && layer->weight.grad().defined() && layer->bias.grad().defined());
+  layer->weight.set_requires_grad(false);
+  layer->bias.set_requires_grad(false);
+  const at::Tensor x = at::randn({8, 64}).requires_grad_();
+  linear(*layer, x).sum().backward();
+  EXPECT_CLOSE(x.grad(), layer->weight.sum(0).expand({8, 64}), 1e-4);  // sums of 96 floats
+  EXPECT_FALSE(layer->weight.grad().defined());
+  EXPECT_FALSE(linear(*layer, at::randn({8, 64})).requires_grad());
+}
+
+TEST(Linear, RefusesGradientsOfGradients) {
+  const Library onednn("oneDNN");
+  const torch::nn::Linear layer = filled(8, 8);
+  const at::Tensor x = at::randn({2, 8}).requires_grad_();
+  EXPECT_THROW(torch::autograd::grad({linear(*layer, x).sum()}, {x}, {}, std::nullopt, /*create_graph=*/true),
+               c10::Error);
+}
+
+TEST(Linear, KnowsItsLibraries) {
+  EXPECT_THROW(use_float32_library("BLAS"), InputError);
+  const std::string before = float32_library();
+  for (const char* name : {"MKL", "oneDNN"}) {
+    const Library chosen(name);
+    EXPECT_STREQ(float32_library(), name);
+  }
+  EXPECT_EQ(float32_library(), before);
 }
 
 TEST(Linear, Bfloat16StaysBfloat16) {

@@ -20,6 +20,7 @@
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"
+#include "core/nn/linear.h"
 #include "core/train/ema.h"
 #include "core/train/optimizer.h"
 #include "support/support.h"
@@ -170,7 +171,7 @@ TEST_F(Trainer, LayoutOfTheFolder) {
   ToyRecipe recipe;
   run_training(recipe, out_, false, {{"device", "cpu"}});
   Json stored = recipe.config();
-  stored["run"] = {{"device", "cpu"}};
+  stored["run"] = {{"device", "cpu"}, {"float32_library", float32_library()}};
   EXPECT_EQ(read_json_file((out_ / "config.json").string()), stored);
   EXPECT_EQ(names_in(out_ / "checkpoints"), std::vector<std::string>{"step-10"});
   EXPECT_EQ(names_in(out_ / "model"), std::vector<std::string>{"toy.safetensors"});
@@ -511,6 +512,28 @@ int status_of_child(F run) {
   int status = 0;
   waitpid(child, &status, 0);
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+// Sums round otherwise in another library: a run keeps the one that it was begun with.
+TEST_F(Trainer, KeepsTheLibraryThatItWasBegunWith) {
+  const std::string here = float32_library(), other = here == "MKL" ? "oneDNN" : "MKL";
+  ToyConfig half;
+  half.loop.steps = 5;
+  ToyRecipe first(half);
+  run_training(first, out_, false);
+  Json stored = read_json_file((out_ / "config.json").string());
+  EXPECT_EQ(stored["run"]["float32_library"], here);
+  stored["run"]["float32_library"] = other;
+  write_file_atomic(out_ / "config.json", stored.dump());
+  ToyRecipe second;
+  run_training(second, out_, true);
+  EXPECT_EQ(float32_library(), other);
+  EXPECT_EQ(read_json_file((out_ / "config.json").string())["run"]["float32_library"], other);
+  use_float32_library(here);
+  stored["run"]["float32_library"] = 3;
+  write_file_atomic(out_ / "config.json", stored.dump());
+  const std::string message = message_of<InputError>([&] { run_training(second, out_, true); });
+  EXPECT_NE(message.find("run.float32_library"), std::string::npos) << message;
 }
 
 TEST_F(Trainer, SignalSavesAndLeaves) {
