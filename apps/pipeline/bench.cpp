@@ -291,6 +291,7 @@ std::vector<Stage> generation_stages(Subject& subject, const Schedule& schedule,
                                       .confidence_noise = std::nullopt};
   const std::shared_ptr<ScheduleState> state = policy.begin(batch, device);
   policy.see_tokens(state.get(), hidden);
+  const auto sampler = std::make_shared<RecordedSampler>(subject.generator());
   const auto forward = [&subject, hidden, classes] {
     subject.generator().logits(subject.generator().features(hidden, classes));
   };
@@ -301,8 +302,8 @@ std::vector<Stage> generation_stages(Subject& subject, const Schedule& schedule,
       {"encode", batch, batch, tokens, 0, [&subject, images] { subject.tokenizer().encode(images); }},
       {"decode", batch, batch, tokens, 0, [&subject, ids] { decode_to_bytes(subject.tokenizer(), ids); }},
       {"generate", batch, batch, tokens, 0,
-       [&subject, &schedule, start] {
-         decode_to_bytes(subject.tokenizer(), sample(subject.generator(), start, schedule));
+       [&subject, &schedule, sampler, start] {
+         decode_to_bytes(subject.tokenizer(), sampler->sample(start, schedule));
        }},
   };
 }

@@ -90,6 +90,7 @@ Pipeline Pipeline::open(const fs::path& folder, at::Device device, at::ScalarTyp
   out.tokenizer_ = open_tokenizer(folder, out.config_, device);
   if (device.is_cuda() && dtype == at::kBFloat16) out.tokenizer_->decode_in_bfloat16();
   out.generator_ = open_generator(folder, out.config_, device, dtype);
+  out.sampler_.emplace(*out.generator_);
   return out;
 }
 
@@ -175,7 +176,7 @@ at::Tensor Pipeline::generate_tokens(const BatchRequest& request, const Schedule
     start.tokens = request.start.to(start.tokens.device());
   }
   try {
-    return sample(*generator_, start, schedule, observers);
+    return sampler_->sample(start, schedule, observers);
   } catch (const RunError& e) {
     throw RunError(cat(folder_.string(), ": ", e.what()));
   }

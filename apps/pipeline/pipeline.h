@@ -7,7 +7,7 @@
 
 #include "apps/pipeline/model_folder.h"
 #include "core/io/image.h"
-#include "core/sampling/sampler.h"
+#include "core/sampling/recorded_sampler.h"
 #include "core/text/clip.h"
 
 namespace adanat {
@@ -72,7 +72,8 @@ class Pipeline {
   at::Device device_;
   Tokenizer tokenizer_{nullptr};
   Generator generator_{nullptr};
-  TextConditions prompts_;  // of models of texts, once they are set
+  std::optional<RecordedSampler> sampler_;  // of the generator
+  TextConditions prompts_;                  // of models of texts, once they are set
 };
 
 // Opens the text encoder of a folder and compares its sizes with the generator's. InputError as above.

@@ -37,6 +37,7 @@ class TokensObserver : public SamplerObserver {
 class InterruptObserver : public SamplerObserver {
  public:
   void on_step(const StepView& view) override;
+  bool reads_steps() const override { return false; }
 };
 
 }  // namespace adanat

@@ -81,7 +81,7 @@ Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::T
       guided ? at::cat({start.condition, repeat_rows(start.empty, b)}) : start.condition;
   const at::Tensor features = generator.features(all_tokens, conditions);  // (B or 2B, N, D)
   at::Tensor logits;
-  if (tokens.is_cuda()) {
+  if (!tokens.is_cpu()) {
     logits = generator.logits(features);  // shapes stay fixed and no count travels to the host
   } else {
     // The head runs only where tokens are hidden; decode_step does not read the other rows.
@@ -147,15 +147,14 @@ SamplerStart plain_start(const GeneratorImpl& generator, const TextConditions& t
           .classes = {condition, texts.states.index_select(0, distinct.to(device)), row_of.to(device)}};
 }
 
-at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
-                  const std::vector<SamplerObserver*>& observers) {
+at::Tensor sampling_loop(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
+                         const std::optional<at::Tensor>& priority,
+                         const std::vector<SamplerObserver*>& observers) {
   const at::NoGradGuard no_grad;
   const EvaluationMode evaluation(generator);
   const int64_t steps = schedule.steps();
   const auto state = schedule.begin(start.tokens.size(0), start.tokens.device());
   const at::Tensor hidden_at_start = (start.tokens == generator.mask_id()).sum(1);
-  std::optional<at::Tensor> priority = schedule.priority();
-  if (priority.has_value()) priority = priority->to(start.tokens.device());
 
   at::Tensor tokens = start.tokens, proposals = start.tokens;
   for (int64_t t = 0; t < steps; ++t) {
@@ -190,9 +189,20 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
     for (SamplerObserver* observer : observers) observer->on_step(view);
     tokens = after;
   }
-  // On a GPU a step marks what it cannot draw (a NaN logit) instead of asking the host; asked once, here.
-  if (proposals.is_cuda() && proposals.numel() > 0 && proposals.max().item<int64_t>() >= generator.mask_id())
-    throw RunError(kBadLogit);
+  return proposals;
+}
+
+void check_drawn(const at::Tensor& proposals, int64_t mask_id) {
+  if (proposals.numel() > 0 && proposals.max().item<int64_t>() >= mask_id) throw RunError(kBadLogit);
+}
+
+at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
+                  const std::vector<SamplerObserver*>& observers) {
+  std::optional<at::Tensor> priority = schedule.priority();
+  if (priority.has_value()) priority = priority->to(start.tokens.device());
+  const at::Tensor proposals = sampling_loop(generator, start, schedule, priority, observers);
+  // On the CPU decode_step refuses a NaN itself; a GPU is asked once, here.
+  if (!proposals.is_cpu()) check_drawn(proposals, generator.mask_id());
   return proposals;
 }
 

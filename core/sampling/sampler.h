@@ -1,6 +1,7 @@
 // The one loop over generation steps in the whole program: generation, editing, evaluation, previews and
 // rollouts are this loop with another start, schedule or observer.
 #pragma once
+#include <optional>
 #include <vector>
 
 #include "core/generator/transformer.h"
@@ -58,6 +59,8 @@ class SamplerObserver {
  public:
   virtual ~SamplerObserver() = default;
   virtual void on_step(const StepView& view) = 0;
+  // Whether it wants the steps themselves. One that does not may be left out where all steps are one launch.
+  virtual bool reads_steps() const { return true; }
 };
 
 // Runs under NoGradGuard (not InferenceMode: what observers keep may enter a backward pass later), the
@@ -67,5 +70,13 @@ class SamplerObserver {
 // on a GPU at the end.
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
                   const std::vector<SamplerObserver*>& observers = {});
+
+// The two halves of sample(). Off the CPU the loop only asks for work: where the start knows its classes and
+// `priority` (that of the schedule) lies on the device, nothing travels between device and host, and nothing
+// waits. What could not be drawn has the masked id, which check_drawn looks for.
+at::Tensor sampling_loop(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
+                         const std::optional<at::Tensor>& priority,
+                         const std::vector<SamplerObserver*>& observers = {});
+void check_drawn(const at::Tensor& proposals, int64_t mask_id);
 
 }  // namespace adanat

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 
+#include <atomic>
 #include <cmath>
 #include <numbers>
 
@@ -76,6 +77,11 @@ class TableSchedule : public Schedule {
 };
 
 }  // namespace
+
+uint64_t Schedule::next_serial() {
+  static std::atomic<uint64_t> last = 0;
+  return ++last;
+}
 
 void TableOptions::validate() const {
   require(guidance >= 0 && guidance <= 1e6, "guidance", "in [0, 1e6]", guidance);

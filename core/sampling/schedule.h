@@ -1,5 +1,6 @@
 // Schedules: who decides the Action of each step. The sampler cannot tell tables and learned policies apart.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,7 +22,12 @@ class ScheduleState {
 // Const and shareable: everything that changes during a run lives in its ScheduleState.
 class Schedule {
  public:
+  Schedule() = default;
+  Schedule(const Schedule&) = delete;
+  Schedule& operator=(const Schedule&) = delete;
   virtual ~Schedule() = default;
+  // Its own in the process: what was prepared for one schedule is never used for a later one in its place.
+  uint64_t serial() const { return serial_; }
   virtual std::string name() const = 0;
   virtual int64_t steps() const = 0;
   virtual kernels::RemaskRule rule() const = 0;
@@ -39,6 +45,10 @@ class Schedule {
   virtual Json describe() const { return name(); }
   // Rank of each position in the reveal order, (N) i64; only for rule kOrder.
   virtual std::optional<at::Tensor> priority() const { return std::nullopt; }
+
+ private:
+  static uint64_t next_serial();
+  uint64_t serial_ = next_serial();
 };
 
 // What the command line may say about a table.

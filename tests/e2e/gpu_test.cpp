@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "core/base/config.h"
+#include "core/io/image.h"
 #include "core/nn/tensor_file.h"
 #include "e2e/program.h"
 
@@ -61,6 +62,19 @@ TEST_F(Gpu, MakesImagesByAPolicyInEveryPrecision) {
                   " --schedule adaptive --steps 4 -n 65 -b 64 --dtype ", dtype, " -m ", model("signs"),
                   " -o ", path(dtype), "/ --trace ", path("trace.json")));
   EXPECT_TRUE(fs::exists(path("bfloat16/00064.png")));
+}
+
+// Batches of one shape are replayed as one launch each; --trace reads every step.
+TEST_F(Gpu, ReplayedRunsMakeTheSameImages) {
+  for (const char* schedule : {"adaptive", "cosine", "halton"}) {
+    const std::string base = cat("generate --quiet --steps 4 -n 40 -b 8 -c 1,2,3,4 --device ", device(),
+                                 " --schedule ", schedule, " -m ", model("signs"), " -o ");
+    expect_ok(base + path("replayed/"));
+    expect_ok(base + path("stepped/") + " --trace " + path("trace.json"));
+    for (const char* name : {"00000.png", "00012.png", "00039.png"})
+      EXPECT_EQ(read_image(path("replayed/") + name).rgb, read_image(path("stepped/") + name).rgb)
+          << schedule << " " << name;
+  }
 }
 
 TEST_F(Gpu, EditsAndMeasures) {

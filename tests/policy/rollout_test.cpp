@@ -12,6 +12,7 @@
 #include "core/sampling/observers.h"
 #include "kernels/philox.h"
 #include "policy/ppo.h"
+#include "support/meta_device.h"
 #include "support/support.h"
 
 namespace adanat {
@@ -274,6 +275,27 @@ TEST(PolicySchedule, ASharedOneIsTheTableItWrites) {
                sample(*generator, plain_start(*generator, classes, 3, index), *table), 0);
   PolicySettings adaptive = tiny_settings(4);
   EXPECT_THROW(PolicySchedule(adaptive, tiny_actor(adaptive), 4, at::kCPU).table(), RunError);
+}
+
+// On a device without values: whatever needs one on the host throws, and copies from the host are noted.
+TEST(PolicySchedule, AsksTheHostForNothing) {
+  const at::Device meta(at::kMeta);
+  Generator net = tiny_generator();
+  testing::move_to_meta(*net);
+  const SamplerStart start = plain_start(*net, ids({0, 4, 4}), 1, ids({0, 1, 2}));
+  for (const std::string residual : {"none", "heuristic", "cosine"}) {
+    for (const std::string input : {"features", "tokens"}) {
+      PolicySettings settings = tiny_settings();
+      settings.residual = residual, settings.network.input = input, settings.smoothing = 0.3;
+      PolicyNetwork actor = tiny_actor(settings);
+      testing::move_to_meta(*actor);
+      const PolicySchedule schedule(settings, actor, 3, meta);
+      const testing::HostReads reads;
+      const at::Tensor tokens = sampling_loop(*net, start, schedule, std::nullopt);
+      EXPECT_EQ(tokens.sizes(), (at::IntArrayRef{3, 12}));
+      EXPECT_TRUE(reads.names().empty()) << residual << " " << input << " " << reads.names().front();
+    }
+  }
 }
 
 TEST(PolicySchedule, MayReadTokensInstead) {
