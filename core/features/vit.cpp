@@ -9,6 +9,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <charconv>
@@ -30,6 +31,13 @@ struct Block {
   Affine norm1, qkv, proj, norm2, fc1, fc2;
   at::Tensor scale1, scale2;  // undefined in networks without layer scale
 };
+
+// The root of a square number >= 1, else 0.
+int64_t side_of(int64_t square) {
+  if (square < 1) return 0;
+  const auto side = int64_t(std::llround(std::sqrt(double(square))));
+  return side * side == square ? side : 0;
+}
 
 class VitFeatures : public FeatureNet {
  public:
@@ -63,13 +71,20 @@ class VitFeatures : public FeatureNet {
     width_ = patches.size(0), patch_ = patches.size(2);
     patch_weight_ = take("patch_embed.proj.weight", {width_, 3, patch_, patch_});
     patch_bias_ = take("patch_embed.proj.bias", {width_});
-    class_token_ = take("cls_token", {1, 1, width_});
-    const int64_t positions = find("pos_embed", 3).size(1);
-    grid_ = int64_t(std::llround(std::sqrt(double(std::max<int64_t>(0, positions - 1)))));
-    if (grid_ < 1 || grid_ * grid_ + 1 != positions)
+    prefix_ = take("cls_token", {1, 1, width_});
+    if (left.contains("reg_token")) {
+      const int64_t registers = find("reg_token", 3).size(1);
+      prefix_ = at::cat({prefix_, take("reg_token", {1, registers, width_})}, 1);
+    }
+    // Positions are learned for every token, or (DeiT III, DINOv2 with registers) for the patches alone.
+    const int64_t positions = find("pos_embed", 3).size(1), before = prefix_.size(1);
+    grid_ = std::max(side_of(positions - before), side_of(positions));
+    if (grid_ < 1)
       throw InputError(cat(where, ": ", prefix, "pos_embed has ", positions,
-                           " positions, wanted one more than a square number"));
+                           " positions, wanted a square number, or ", before, " more than one"));
     position_ = take("pos_embed", {1, positions, width_});
+    if (positions == grid_ * grid_)
+      position_ = at::cat({at::zeros({1, before, width_}), position_}, 1);  // adds nothing to the others
 
     heads_ = width_ / 64;
     if (const auto found = metadata.find("heads"); found != metadata.end()) {
@@ -132,11 +147,12 @@ class VitFeatures : public FeatureNet {
     x = (x - mean_) / deviation_;
     x = at::conv2d(x, patch_weight_, patch_bias_, at::IntArrayRef({patch_, patch_}));
     x = x.flatten(2).transpose(1, 2);  // (B, positions, width)
-    x = at::cat({class_token_.expand({b, 1, width_}), x}, 1) + position_;
+    const int64_t before = prefix_.size(1);
+    x = at::cat({prefix_.expand({b, before, width_}), x}, 1) + position_;
     const auto keep = [&](size_t index) {
       for (size_t i = 0; i < taps.size(); ++i)
         if (taps[i] == taps_[index])
-          out[i] = (x.narrow(1, 1, grid_ * grid_) + x.narrow(1, 0, 1))
+          out[i] = (x.narrow(1, before, grid_ * grid_) + x.narrow(1, 0, 1))
                        .transpose(1, 2)
                        .reshape({b, width_, grid_, grid_});
       return index >= deepest;
@@ -154,7 +170,7 @@ class VitFeatures : public FeatureNet {
     const auto move = [&](at::Tensor& tensor) {
       if (tensor.defined()) tensor = tensor.to(device);
     };
-    for (at::Tensor* tensor : {&patch_weight_, &patch_bias_, &class_token_, &position_, &mean_, &deviation_})
+    for (at::Tensor* tensor : {&patch_weight_, &patch_bias_, &prefix_, &position_, &mean_, &deviation_})
       move(*tensor);
     for (Block& block : blocks_) {
       for (Affine* part : {&block.norm1, &block.qkv, &block.proj, &block.norm2, &block.fc1, &block.fc2})
@@ -184,7 +200,7 @@ class VitFeatures : public FeatureNet {
   }
 
   int64_t width_, patch_, grid_, heads_;
-  at::Tensor patch_weight_, patch_bias_, class_token_, position_, mean_, deviation_;
+  at::Tensor patch_weight_, patch_bias_, prefix_, position_, mean_, deviation_;
   std::vector<Block> blocks_;
   std::vector<int64_t> hooks_;
   std::vector<std::string> taps_;

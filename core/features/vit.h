@@ -11,7 +11,8 @@ namespace adanat {
 bool has_vit_layout(const TensorMap& tensors);
 
 // Width, depth, patch size and image size (a square grid) are read from the tensors:
-// patch_embed.proj.{weight,bias}, cls_token, pos_embed,
+// patch_embed.proj.{weight,bias}, cls_token, optionally reg_token (registers, as DINOv2 has them), pos_embed
+// (of all tokens, or of the patches alone as in DeiT III),
 // blocks.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}.{weight,bias}, optionally
 // blocks.{i}.ls{1,2}.gamma; norm.*, fc_norm.* and head.* are not needed and ignored. Heads: metadata "heads",
 // else width / 64 (every published size of timm).

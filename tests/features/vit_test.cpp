@@ -3,8 +3,10 @@
 #include <ATen/TensorIndexing.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
@@ -103,6 +105,49 @@ TEST(Vit, LayerScaleMultipliesTheBranches) {
   EXPECT_CLOSE(a->forward(images, {"block4"})[0], b->forward(images, {"block4"})[0], 1e-5);
 }
 
+// Taps of all five places, as one tensor.
+at::Tensor all_taps(const TensorMap& tensors, const at::Tensor& images) {
+  const auto net = make_vit_features(tensors, {{"heads", "2"}}, "mini");
+  const at::NoGradGuard no_grad;
+  return at::stack(net->forward(images, net->taps()));
+}
+
+// Positions of the patches alone are those of all tokens with nothing added to the class token.
+TEST(Vit, PositionsMayBeOfThePatchesAlone) {
+  const at::Tensor images = testing::input_u("vit_test.images", {2, 3, 16, 16});
+  TensorMap all = vit_tensors(kMini, ""), patches = all;
+  patches["cls_token"] = all["cls_token"] + all["pos_embed"].narrow(1, 0, 1);
+  patches["pos_embed"] = all["pos_embed"].narrow(1, 1, 16);
+  EXPECT_CLOSE(all_taps(patches, images), all_taps(all, images), 1e-5);  // sums of 16 floats, in 5 blocks
+}
+
+TEST(Vit, RegistersAreTokensThatNoTapShows) {
+  const at::Tensor images = testing::input_u("vit_test.images", {2, 3, 16, 16});
+  TensorMap plain = vit_tensors(kMini, ""), with = plain;
+  const at::Tensor registers = testing::input_u("vit_test.registers", {1, 4, 16}) - 0.5;
+  const at::Tensor positions = testing::input_u("vit_test.positions", {1, 4, 16}) - 0.5;
+  const at::Tensor of_class = plain["pos_embed"].narrow(1, 0, 1),
+                   of_patches = plain["pos_embed"].narrow(1, 1, 16);
+  // With a position each, or with those added beforehand.
+  with["reg_token"] = registers;
+  with["pos_embed"] = at::cat({of_class, positions, of_patches}, 1);
+  const at::Tensor made = all_taps(with, images);
+  TensorMap added = plain;
+  added["cls_token"] = plain["cls_token"] + of_class;
+  added["reg_token"] = registers + positions;
+  added["pos_embed"] = of_patches;
+  EXPECT_CLOSE(all_taps(added, images), made, 1e-5);
+  // They stand in no order.
+  TensorMap turned = with;
+  turned["reg_token"] = registers.flip(1);
+  turned["pos_embed"] = at::cat({of_class, positions.flip(1), of_patches}, 1);
+  EXPECT_CLOSE(all_taps(turned, images), made, 1e-5);
+  // The embedding does not see them, the blocks do.
+  const at::Tensor without = all_taps(plain, images);
+  EXPECT_CLOSE(made[0], without[0], 0);
+  EXPECT_GT((made[1] - without[1]).abs().max().item<double>(), 1e-4);
+}
+
 TEST(Vit, GradientsReachTheImagesOnly) {
   const auto net = make_vit_features(vit_tensors(kMini, ""), {{"heads", "2"}}, "mini");
   const at::Tensor images = testing::input_u("vit_test.images", {2, 3, 20, 20}).requires_grad_();
@@ -132,11 +177,14 @@ TEST(Vit, RefusesWhatDoesNotFit) {
   bad["blocks.2.mlp.fc2.weight"] = at::zeros({16, 63});
   expect(message(bad, heads), "blocks.2.mlp.fc2.weight has shape [16, 63], wanted [16, 64]");
   bad = good;
-  bad["pos_embed"] = at::zeros({1, 16, 16});
-  expect(message(bad, heads), "16 positions");
+  bad["pos_embed"] = at::zeros({1, 15, 16});
+  expect(message(bad, heads), "15 positions, wanted a square number, or 1 more than one");
   bad = good;
   bad["reg_token"] = at::zeros({1, 4, 16});
-  expect(message(bad, heads), "reg_token");
+  expect(message(bad, heads), "17 positions, wanted a square number, or 5 more than one");
+  bad = good;
+  bad["register_token"] = at::zeros({1, 4, 16});
+  expect(message(bad, heads), "register_token");
   bad = good;
   bad["cls_token"] = at::zeros({1, 1, 16}, at::kLong);
   expect(message(bad, heads), "cls_token");
