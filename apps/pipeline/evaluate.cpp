@@ -86,15 +86,14 @@ Measurer Measurer::open(const std::filesystem::path& weights, const Protocol& pr
   return out;
 }
 
-at::Tensor Measurer::prepare(const at::Tensor& images) const {
+at::Tensor prepare_images(const Protocol& protocol, const at::Tensor& images, at::Device device) {
   const at::NoGradGuard no_grad;
-  if (protocol_.network == "classifier") return images.to(device_, at::kFloat) / 255;
-  if (protocol_.resize != "pillow-bicubic")
-    return inception_input(images.to(device_), protocol_.resize == "tf1-bilinear"
-                                                   ? InceptionInput::kTf1
-                                                   : InceptionInput::kHalfPixel);
+  if (protocol.network == "classifier") return images.to(device, at::kFloat) / 255;
+  if (protocol.resize != "pillow-bicubic")
+    return inception_input(images.to(device), protocol.resize == "tf1-bilinear" ? InceptionInput::kTf1
+                                                                                : InceptionInput::kHalfPixel);
   const at::Tensor resized = images.scalar_type() == at::kByte ? pillow_299(images) : images;
-  return inception_input(resized.to(device_), InceptionInput::kResized);
+  return inception_input(resized.to(device), InceptionInput::kResized);
 }
 
 FeatureRows Measurer::extract_prepared(const at::Tensor& prepared) {
