@@ -5,7 +5,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/rand.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
@@ -14,9 +13,9 @@
 
 #include "apps/pipeline/evaluate.h"
 #include "apps/pipeline/image_batches.h"
-#include "core/features/inception.h"
 #include "core/metrics/manifold.h"
 #include "io/bytes.h"
+#include "support/random_inception.h"
 #include "support/support.h"
 
 namespace adanat {
@@ -108,30 +107,25 @@ TEST(PreparedImages, CleanIsClippedAndNotRounded) {
   EXPECT_CLOSE(prepared("clean", reader.next()->images)[0][0][150] * 128 + 128, pixels, 0);
 }
 
+TEST(PreparedImages, ABatchIsItsImages) {
+  const at::Tensor images = at::randint(256, {19, 3, 10, 12}).to(at::kByte);
+  for (const char* name : {"adm", "pytorch-fid", "clean"}) {
+    const at::Tensor all = prepared(name, images);
+    ASSERT_EQ(all.sizes(), (at::IntArrayRef{19, 3, 299, 299}));
+    for (const int64_t i : {0, 7, 8, 18})
+      EXPECT_TRUE(all.narrow(0, i, 1).equal(prepared(name, images.narrow(0, i, 1)))) << name << " " << i;
+  }
+}
+
 TEST(PreparedImages, UnroundedImagesStayUnrounded) {
   const at::Tensor unit = at::full({1, 3, 4, 4}, 0.3, at::kFloat);  // 76.5 of 255
   EXPECT_CLOSE(prepared("adanat", unit), at::full({1, 3, 299, 299}, -0.4, at::kFloat), 1e-6);
 }
 
-// Random weights of the size that keeps activations: which values they are does not matter here.
-TensorMap random_inception() {
-  at::manual_seed(12);
-  TensorMap out;
-  for (const auto& [name, shape] : InceptionNet::layout()) {
-    at::Tensor& t = out[name];
-    if (shape.size() > 1)
-      t = at::randn(shape) * std::sqrt(2.0 / double(c10::multiply_integers(shape) / shape[0]));
-    else
-      t = name.ends_with("running_var") ? at::rand(shape) + 0.5 : at::randn(shape) * 0.1;
-    if (name.ends_with("bn.weight")) t += 1;
-  }
-  return out;
-}
-
 TEST(Measurer, TakesTheLayersOfTheFidTools) {
   const at::NoGradGuard no_grad;
   const testing::TempDir dir;
-  const TensorMap weights = random_inception();
+  const TensorMap weights = testing::random_inception();
   write_tensors(dir / "inception.safetensors", weights);
   const Protocol p = protocol_by_name("adm");
   Measurer measurer = Measurer::open(dir / "inception.safetensors", p, /*spatial=*/true, at::kCPU);
