@@ -128,6 +128,9 @@ StepCurves step_curves(const std::vector<EvalResult>& results, const std::string
     std::string why = differ.empty() ? "" : differ[0];
     if (why.empty() && !(j.contains("steps") && j.at("steps").is_number())) why = "no steps";
     if (why.empty() && !j.at("metrics").contains(out.metric)) why = "no " + out.metric;
+    if (why.empty() && !(can_be_plotted(j.at("steps").get<double>()) &&
+                         can_be_plotted(j.at("metrics").at(out.metric).at("value").get<double>())))
+      why = "a value too large to draw";
     const std::string name = text_of(j, "model") == "-" ? text_of(j, "schedule")
                                                         : text_of(j, "model") + " " + text_of(j, "schedule");
     if (why.empty() && curves[name].contains(j.at("steps").get<double>()))
@@ -156,7 +159,7 @@ StepCurves step_curves(const std::vector<EvalResult>& results, const std::string
     out.series.push_back(std::move(series));
   }
   if (out.series.empty())
-    throw InputError(cat("--plot: none of the results has both steps and the metric ",
+    throw InputError(cat("--plot: none of the results has steps and a value that can be drawn of the metric ",
                          out.metric.empty() ? "asked for" : out.metric));
   return out;
 }

@@ -86,15 +86,28 @@ Measurer Measurer::open(const std::filesystem::path& weights, const Protocol& pr
   return out;
 }
 
-at::Tensor Measurer::prepare(const at::Tensor& images) const {
+at::Tensor prepare_images(const Protocol& protocol, const at::Tensor& images, at::Device device) {
   const at::NoGradGuard no_grad;
-  if (protocol_.network == "classifier") return images.to(device_, at::kFloat) / 255;
-  if (protocol_.resize != "pillow-bicubic")
-    return inception_input(images.to(device_), protocol_.resize == "tf1-bilinear"
-                                                   ? InceptionInput::kTf1
-                                                   : InceptionInput::kHalfPixel);
-  const at::Tensor resized = images.scalar_type() == at::kByte ? pillow_299(images) : images;
-  return inception_input(resized.to(device_), InceptionInput::kResized);
+  if (protocol.network == "classifier") return images.to(device, at::kFloat) / 255;
+  const auto prepare = [&](const at::Tensor& some) {
+    if (protocol.resize != "pillow-bicubic")
+      return inception_input(some.to(device), protocol.resize == "tf1-bilinear" ? InceptionInput::kTf1
+                                                                                : InceptionInput::kHalfPixel);
+    const at::Tensor resized = some.scalar_type() == at::kByte ? pillow_299(some) : some;
+    return inception_input(resized.to(device), InceptionInput::kResized);
+  };
+  // A few at a time: on its way the resize holds several times its result, and it runs beside the network.
+  constexpr int64_t kAtATime = 8;
+  const int64_t count = images.size(0);
+  if (count <= kAtATime) return prepare(images);
+  at::Tensor out;
+  for (int64_t i = 0; i < count; i += kAtATime) {
+    const int64_t size = std::min(kAtATime, count - i);
+    const at::Tensor some = prepare(images.narrow(0, i, size));
+    if (i == 0) out = at::empty({count, some.size(1), some.size(2), some.size(3)}, some.options());
+    out.narrow(0, i, size).copy_(some);
+  }
+  return out;
 }
 
 FeatureRows Measurer::extract_prepared(const at::Tensor& prepared) {

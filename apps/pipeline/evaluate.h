@@ -26,6 +26,11 @@ struct MetricSet {
 // name, or one that the protocol does not have.
 MetricSet parse_metrics(const std::string& list, const Protocol& protocol);
 
+// What a protocol's network is given of images: (B, 3, H, W) u8; or f32, in [0, 1] where the protocol does
+// not round generated images, in [0, 255] of 299x299 where ImageBatches has resized them. The result is
+// normalised, and (B, 3, 299, 299) for Inception; the classifier resizes for itself. Safe from any thread.
+at::Tensor prepare_images(const Protocol& protocol, const at::Tensor& images, at::Device device);
+
 // The network of a protocol. Not thread-safe.
 class Measurer {
  public:
@@ -33,9 +38,7 @@ class Measurer {
   // `spatial`: also sFID's features.
   static Measurer open(const std::filesystem::path& weights, const Protocol& protocol, bool spatial,
                        at::Device device);
-  // What the network is given of images: (B, 3, H, W) u8; or f32, in [0, 1] where the protocol does not round
-  // generated images, in [0, 255] of 299x299 where ImageBatches has resized them. Safe from any thread.
-  at::Tensor prepare(const at::Tensor& images) const;
+  at::Tensor prepare(const at::Tensor& images) const { return prepare_images(protocol_, images, device_); }
   FeatureRows extract_prepared(const at::Tensor& prepared);
   FeatureRows extract(const at::Tensor& images) { return extract_prepared(prepare(images)); }
   const Protocol& protocol() const { return protocol_; }

@@ -202,11 +202,12 @@ std::string tick_label(double value, double step) {
 struct Range {
   double low = std::numeric_limits<double>::infinity(), high = -low;
   void add(double v) {
-    if (std::isfinite(v)) low = std::min(low, v), high = std::max(high, v);
+    if (can_be_plotted(v)) low = std::min(low, v), high = std::max(high, v);
   }
-  void widen() {  // a single value gets some room around it
-    if (high > low) return;
-    const double room = low == 0 ? 1 : std::abs(low) * 0.1;
+  void widen() {  // a single value gets some room around it; values that ticks could not tell apart are one
+    const double largest = std::max(std::abs(low), std::abs(high));
+    if (high - low > std::max(largest * 1e-12, 1e-300)) return;
+    const double room = largest > 1e-300 ? largest * 0.1 : 1;
     low -= room, high += room;
   }
 };
@@ -237,12 +238,12 @@ Image draw_plot(const std::vector<PlotSeries>& series, const PlotOptions& option
       throw RunError(cat("plot: series ", s.name, " has ", s.x.size(), " x, ", s.y.size(), " y and ",
                          s.low.size(), "/", s.high.size(), " band values"));
     for (size_t i = 0; i < s.x.size(); ++i) {
-      if (!std::isfinite(s.y[i]) || !std::isfinite(s.x[i])) continue;
+      if (!can_be_plotted(s.y[i]) || !can_be_plotted(s.x[i])) continue;
       xs.add(s.x[i]), ys.add(s.y[i]);
       if (!s.low.empty()) ys.add(s.low[i]), ys.add(s.high[i]);
     }
   }
-  if (!(xs.low <= xs.high)) throw RunError("plot: there is no finite point to draw");
+  if (!(xs.low <= xs.high)) throw RunError("plot: there is no point that can be drawn");
   if (options.y_from_zero) ys.add(0);
   xs.widen(), ys.widen();
   const int scale = options.width >= 640 ? 2 : 1;
@@ -282,7 +283,8 @@ Image draw_plot(const std::vector<PlotSeries>& series, const PlotOptions& option
   for (size_t i = 0; i < series.size(); ++i) {
     const PlotSeries& s = series[i];
     for (size_t k = 0; k + 1 < s.low.size(); ++k) {
-      if (!std::isfinite(s.low[k] + s.high[k] + s.low[k + 1] + s.high[k + 1])) continue;
+      const std::array<double, 6> ends{s.x[k], s.x[k + 1], s.low[k], s.low[k + 1], s.high[k], s.high[k + 1]};
+      if (!std::all_of(ends.begin(), ends.end(), can_be_plotted)) continue;
       const double begin = px(s.x[k]), end = px(s.x[k + 1]);
       for (int x = int(std::ceil(std::min(begin, end))); x < int(std::ceil(std::max(begin, end))); ++x) {
         const double t = (x - begin) / (end - begin);
@@ -299,7 +301,7 @@ Image draw_plot(const std::vector<PlotSeries>& series, const PlotOptions& option
     const PlotSeries& s = series[i];
     const Colour colour = kColours[i % kColours.size()];
     const int shape = int(i / kColours.size() % 3);
-    const auto drawn = [&](size_t k) { return std::isfinite(s.x[k]) && std::isfinite(s.y[k]); };
+    const auto drawn = [&](size_t k) { return can_be_plotted(s.x[k]) && can_be_plotted(s.y[k]); };
     for (size_t k = 0; k < s.x.size(); ++k) {
       if (!drawn(k)) continue;
       if (k > 0 && drawn(k - 1))
@@ -322,7 +324,7 @@ Image draw_plot(const std::vector<PlotSeries>& series, const PlotOptions& option
         int hits = 0;
         for (const PlotSeries& s : series)
           for (size_t k = 0; k < s.x.size(); ++k)
-            if (std::isfinite(s.y[k]))
+            if (can_be_plotted(s.x[k]) && can_be_plotted(s.y[k]))
               hits += px(s.x[k]) > x - 10 && px(s.x[k]) < x + legend_width + 10 && py(s.y[k]) > y - 10 &&
                       py(s.y[k]) < y + legend_height + 10;
         if (hits < fewest) fewest = hits, best_x = x, best_y = y;

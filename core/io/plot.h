@@ -9,10 +9,15 @@
 
 namespace adanat {
 
+// Values that a picture has room for: finite, and so small that no difference or distance of two overflows.
+inline constexpr double kLargestPlotted = 1e300;
+inline bool can_be_plotted(double value) {
+  return value >= -kLargestPlotted && value <= kLargestPlotted;  // false for NaN
+}
+
 struct PlotSeries {
-  std::string name;  // in the legend; "" leaves it out of it
-  std::vector<double> x,
-      y;  // of one length; drawn in the order given, a y that is not finite breaks the line
+  std::string name;          // in the legend; "" leaves it out of it
+  std::vector<double> x, y;  // of one length; drawn in the order given, what cannot be drawn breaks the line
   std::vector<double> low, high;  // empty, or a y for each x: the area between them is tinted
 };
 
@@ -24,7 +29,7 @@ struct PlotOptions {
 };
 
 // RGB. Text is ASCII (other characters show as '?'). The first 8 series differ in colour, more repeat them
-// with other markers. RunError: no finite point at all, lengths that differ, a size outside the limits.
+// with other markers. RunError: no point that can be drawn, lengths that differ, a size outside the limits.
 Image draw_plot(const std::vector<PlotSeries>& series, const PlotOptions& options);
 
 // Round numbers that cover [low, high] with about `count` steps of 1, 2 or 5 times a power of ten, ascending;

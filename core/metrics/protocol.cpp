@@ -65,8 +65,14 @@ std::vector<Protocol> make_protocols() {
 void Protocol::validate() const {
   one_of("network", network, {"inception", "classifier"});
   one_of("resize", resize, {"tf1-bilinear", "half-pixel-bilinear", "pillow-bicubic", "network"});
-  one_of("normalise", normalise, {"(x-128)/128", "2x/255-1", "network"});
+  // Both are one step of the code (InceptionInput), or the network's own.
+  one_of("normalise", normalise,
+         {resize == "network"               ? "network"
+          : resize == "half-pixel-bilinear" ? "2x/255-1"
+                                            : "(x-128)/128"});
   one_of("quantise", quantise, {"uint8", "none"});
+  one_of("features_dtype", features_dtype, {"float32"});
+  one_of("covariance_dtype", covariance_dtype, {"float64"});
   one_of("mean_dtype", mean_dtype, {"float32", "float64"});
   one_of("is_dtype", is_dtype, {"float32", "float64"});
   one_of("kid_random", kid_random, {"numpy-2020", "philox-2020"});

@@ -12,14 +12,14 @@ namespace adanat {
 // One protocol as a value. Strings name one of a few ways each; the table of them is docs/evaluation.md.
 struct Protocol {
   std::string name;
-  std::string network = "inception";      // inception | classifier
-  std::string resize = "tf1-bilinear";    // tf1-bilinear | half-pixel-bilinear | pillow-bicubic | network
-  std::string normalise = "(x-128)/128";  // (x-128)/128 | 2x/255-1 | network
-  std::string quantise = "uint8";         // uint8: generated images are rounded to bytes first | none
-  std::string features_dtype = "float32";
-  std::string mean_dtype = "float64";  // float64 | float32: rows added one by one, as numpy does
-  std::string covariance_dtype = "float64";
-  int64_t is_splits = 10;  // 0: chunks of is_chunk images
+  std::string network = "inception";         // inception | classifier
+  std::string resize = "tf1-bilinear";       // tf1-bilinear | half-pixel-bilinear | pillow-bicubic | network
+  std::string normalise = "(x-128)/128";     // (x-128)/128 | 2x/255-1 | network; each resize has its own
+  std::string quantise = "uint8";            // uint8: generated images are rounded to bytes first | none
+  std::string features_dtype = "float32";    // the only one
+  std::string mean_dtype = "float64";        // float64 | float32: rows added one by one, as numpy does
+  std::string covariance_dtype = "float64";  // the only one
+  int64_t is_splits = 10;                    // 0: chunks of is_chunk images
   int64_t is_chunk = 0;
   bool is_shuffle = true;            // by RandomState(2020)
   std::string is_dtype = "float64";  // float64 | float32: of the softmax
@@ -54,6 +54,7 @@ struct Protocol {
         field("half_distances", &Protocol::half_distances, "squared distances in float16"),
         field("labels", &Protocol::labels, "classes of generated images: random, balanced or reference")};
   }
+  // InputError for a value that the program does not act on, so that what is printed is what was done.
   void validate() const;
   bool operator==(const Protocol&) const = default;
 };

@@ -5,10 +5,7 @@
 
 #include <thread>
 
-#include "core/base/config.h"
-#include "core/io/image.h"
-#include "e2e/program.h"
-#include "io/bytes.h"
+#include "e2e/eval_fixture.h"
 
 namespace adanat {
 namespace {
@@ -17,27 +14,7 @@ namespace fs = std::filesystem;
 using testing::adanat_run;
 using testing::is_one_line_error;
 
-class Eval : public ::testing::Test {
- protected:
-  void write_set(const std::string& name, int count, int tint, int side = 32) {
-    fs::create_directories(dir_ / name);
-    for (int i = 0; i < count; ++i)
-      write_png(dir_ / name / cat("i", 1000 + i, ".png"),
-                testing::test_image(side, side, uint8_t(i * 13 + tint)));
-  }
-  std::string path(const std::string& name) const { return (dir_ / name).string(); }
-  std::string model() const { return testing::source_dir().string() + "/models/signs"; }
-  std::string given(const std::string& a, const std::string& b) const {
-    return "eval --quiet --weights " + model() + "/measure.safetensors --images " + path(a) +
-           " --reference " + path(b) + " ";
-  }
-  Json run(const std::string& arguments) {
-    const auto outcome = adanat_run(dir_, arguments);
-    EXPECT_EQ(outcome.status, 0) << outcome.err;
-    return outcome.status == 0 ? Json::parse(outcome.out) : Json();
-  }
-  testing::TempDir dir_;
-};
+class Eval : public testing::EvalFixture {};
 
 TEST_F(Eval, FoldersHaveTheKeysOfTheManual) {
   write_set("a", 30, 0);

@@ -81,6 +81,36 @@ TEST(Plot, BandsGapsAndSinglePoints) {
       << "a legend that leaves the picture";
 }
 
+// Whatever finite numbers a file of results holds: a picture, or the one error.
+TEST(Plot, ExtremeValues) {
+  const double huge = 1.7e308, tiny = 5e-324;
+  PlotOptions from_zero, whole;
+  from_zero.y_from_zero = true, whole.whole_x = true;
+  for (const std::vector<double>& y : std::vector<std::vector<double>>{{-1e300, 1e300},
+                                                                       {tiny, 0},
+                                                                       {tiny, tiny},
+                                                                       {1e-310, 3e-310},
+                                                                       {1e300, 1e300},
+                                                                       {5, std::nextafter(5, 6)},
+                                                                       {1e300, std::nextafter(1e300, 0)},
+                                                                       {0, 1e-300}}) {
+    for (const PlotOptions& options : {PlotOptions{}, from_zero})
+      EXPECT_GT(pixels_near(draw_plot({{"a", {1, 2}, y, {}, {}}}, options), 0, 114, 178), 20u)
+          << y[0] << " " << y[1];
+    EXPECT_GT(pixels_near(draw_plot({{"a", y, {1, 2}, {}, {}}}, whole), 0, 114, 178), 20u);
+  }
+  // What is too large is left out like what is not finite: the picture is that of the rest.
+  const Image rest = draw_plot({{"", {1, 2, 3, 4}, {1, 2, NAN, 1}, {}, {}}}, {});
+  for (const double y : {huge, -huge, 2e300}) {
+    EXPECT_EQ(draw_plot({{"", {1, 2, 3, 4}, {1, 2, y, 1}, {}, {}}}, {}).rgb, rest.rgb) << y;
+    EXPECT_EQ(draw_plot({{"", {1, 2, y, 4}, {1, 2, 9, 1}, {}, {}}}, {}).rgb, rest.rgb) << y;
+    EXPECT_THROW(draw_plot({{"", {1, 2}, {y, y}, {}, {}}}, {}), RunError);
+  }
+  EXPECT_GT(
+      pixels_near(draw_plot({{"", {1, 2, 3}, {1, 2, 3}, {0, -huge, 2}, {2, huge, 4}}}, {}), 0, 114, 178),
+      100u);
+}
+
 TEST(Plot, Errors) {
   EXPECT_THROW(draw_plot({}, {}), RunError);
   EXPECT_THROW(draw_plot({{"a", {1}, {NAN}, {}, {}}}, {}), RunError);

@@ -5,10 +5,12 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/log_softmax.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/randperm.h>
+#include <ATen/ops/softmax.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
@@ -107,6 +109,25 @@ TEST(InceptionScoreProperties, ExtremesAndOrder) {
   EXPECT_NEAR(one.result().mean, other.result().mean, 1e-12);
 }
 
+// The ADM evaluator's probabilities are float32: what is smaller than its rounding is lost.
+TEST(InceptionScoreProperties, ProbabilitiesInFloat32) {
+  at::manual_seed(14);
+  const at::Tensor logits = at::randn({30, 5}) * 6;
+  const auto score = [&](bool narrow) {
+    InceptionScore out(even_splits(30, 1, false, 0), 1, narrow);
+    out.add(logits);
+    return out.result().mean;
+  };
+  const auto expected = [&](at::ScalarType type) {
+    const at::Tensor x = logits.to(type), p = at::softmax(x, 1).to(at::kDouble),
+                     log_p = at::log_softmax(x, 1).to(at::kDouble), q = p.mean(0);
+    return std::exp((p * log_p).sum(1).mean().item<double>() - (q * q.log()).sum().item<double>());
+  };
+  EXPECT_NEAR(score(true), expected(at::kFloat), 1e-13);
+  EXPECT_NEAR(score(false), expected(at::kDouble), 1e-13);
+  EXPECT_GT(std::abs(score(true) - score(false)), 1e-11);
+}
+
 TEST(InceptionScoreProperties, SplitsAndErrors) {
   EXPECT_EQ(even_splits(7, 3, false, 0), (std::vector<int32_t>{0, 0, 1, 1, 2, 2, 2}));  // bounds i * 7 / 3
   EXPECT_EQ(chunk_splits(5, 2), (std::vector<int32_t>{0, 0, 1, 1, 2}));
@@ -139,12 +160,10 @@ TEST(ManifoldProperties, ModeCollapseAndSpread) {
   EXPECT_EQ(none.precision + none.recall + none.density + none.coverage + none.f_score, 0);
 }
 
-TEST(ManifoldProperties, ByLoopsOverPairs) {
-  at::manual_seed(10);
-  const at::Tensor g = at::randn({23, 3}, at::kDouble), r = at::randn({31, 3}, at::kDouble) + 0.4;
-  const auto distance = [](const at::Tensor& x, const at::Tensor& y) {
-    return (x - y).square().sum().item<double>();
-  };
+// What manifold_scores says, against the definitions with distances of single pairs.
+template <class Distance>
+void expect_scores_of_loops(const at::Tensor& g, const at::Tensor& r, Distance distance,
+                            const ManifoldOptions& options) {
   const auto ball = [&](const at::Tensor& set, int64_t i, int64_t k) {
     std::vector<double> all;
     for (int64_t j = 0; j < set.size(0); ++j)
@@ -152,26 +171,60 @@ TEST(ManifoldProperties, ByLoopsOverPairs) {
     std::sort(all.begin(), all.end());
     return all[size_t(k - 1)];
   };
-  double precise = 0, recalled = 0, memberships = 0, covered = 0;
-  for (int64_t i = 0; i < 23; ++i) {
-    bool inside = false;
-    for (int64_t j = 0; j < 31; ++j) {
-      inside |= distance(g[i], r[j]) <= ball(r, j, 2);
-      memberships += distance(g[i], r[j]) < ball(r, j, 4);
+  const int64_t n = g.size(0), m = r.size(0), k = options.neighbours;
+  std::vector<double> ball_g, ball_r, dense_r;
+  for (int64_t i = 0; i < n; ++i) ball_g.push_back(ball(g, i, k));
+  for (int64_t j = 0; j < m; ++j)
+    ball_r.push_back(ball(r, j, k)), dense_r.push_back(ball(r, j, options.density_neighbours));
+  std::vector<bool> precise(size_t(n), false), recalled(size_t(m), false), covered(size_t(m), false);
+  double memberships = 0;
+  for (size_t i = 0; i < size_t(n); ++i)
+    for (size_t j = 0; j < size_t(m); ++j) {
+      const double d = distance(g[int64_t(i)], r[int64_t(j)]);
+      if (d <= ball_r[j]) precise[i] = true;
+      if (d <= ball_g[i]) recalled[j] = true;
+      if (d < dense_r[j]) covered[j] = true, ++memberships;
     }
-    precise += inside;
-  }
-  for (int64_t j = 0; j < 31; ++j) {
-    bool inside = false, near = false;
-    for (int64_t i = 0; i < 23; ++i)
-      inside |= distance(g[i], r[j]) <= ball(g, i, 2), near |= distance(g[i], r[j]) < ball(r, j, 4);
-    recalled += inside, covered += near;
-  }
-  const ManifoldScores got = manifold_scores(g, r, {.neighbours = 2, .density_neighbours = 4, .block = 7});
-  EXPECT_DOUBLE_EQ(got.precision, precise / 23);
-  EXPECT_DOUBLE_EQ(got.recall, recalled / 31);
-  EXPECT_DOUBLE_EQ(got.density, memberships / 4 / 23);
-  EXPECT_DOUBLE_EQ(got.coverage, covered / 31);
+  const auto share = [](const std::vector<bool>& flags) {
+    return double(std::count(flags.begin(), flags.end(), true)) / double(flags.size());
+  };
+  const ManifoldScores got = manifold_scores(g, r, options);
+  EXPECT_DOUBLE_EQ(got.precision, share(precise));
+  EXPECT_DOUBLE_EQ(got.recall, share(recalled));
+  EXPECT_DOUBLE_EQ(got.density, memberships / double(options.density_neighbours) / double(n));
+  EXPECT_DOUBLE_EQ(got.coverage, share(covered));
+}
+
+TEST(ManifoldProperties, ByLoopsOverPairs) {
+  at::manual_seed(10);
+  const at::Tensor g = at::randn({23, 3}, at::kDouble), r = at::randn({31, 3}, at::kDouble) + 0.4;
+  const auto distance = [](const at::Tensor& x, const at::Tensor& y) {
+    return (x - y).square().sum().item<double>();
+  };
+  expect_scores_of_loops(g, r, distance, {.neighbours = 2, .density_neighbours = 4, .block = 7});
+}
+
+// guided-diffusion evaluations/evaluator.py, _batch_pairwise_distances, one pair at a time: every operation's
+// result is rounded to float16, and a product's sum is kept wider. (Values of few bits: sums are exact in
+// float32, so their order does not matter.) A distance of a vector to itself is 0 here.
+TEST(ManifoldProperties, HalfDistancesByLoopsOverPairs) {
+  const auto half = [](float value) { return float(c10::Half(value)); };
+  const auto distance = [&](const at::Tensor& x, const at::Tensor& y) {
+    float norm_x = 0, norm_y = 0, product = 0;
+    for (int64_t k = 0; k < x.size(0); ++k) {
+      const float a = half(x[k].item<float>()), b = half(y[k].item<float>());
+      norm_x += half(a * a), norm_y += half(b * b), product += a * b;
+    }
+    return double(std::max(0.0f, half(half(half(norm_x) - half(2 * half(product))) + half(norm_y))));
+  };
+  at::manual_seed(11);
+  // 8 to 63 in sixteenths, and what an input of float16 does not hold.
+  const auto set = [](int64_t n, double centre) {
+    return (((at::randn({n, 3}) * 6 + centre).clamp(8, 63) * 16).round() + 0.0078125) / 16;
+  };
+  const at::Tensor g = set(40, 33), r = set(45, 36);
+  const ManifoldOptions options{.neighbours = 3, .density_neighbours = 5, .half = true, .block = 16};
+  expect_scores_of_loops(g, r, distance, options);
 }
 
 TEST(ManifoldProperties, Errors) {

@@ -148,13 +148,16 @@ TEST(StatisticsFiles, RoundTripAndServeAsReference) {
   const Protocol p = small_protocol("pytorch-fid");
   const at::Tensor pool = at::randn({50, 6});
   const MeasuredSet a = measured(p, {.frechet = true}, pool, at::zeros({50, 2}), 50);
-  write_statistics(dir / "a.npz", {a.stats(), a.stats(), "pytorch-fid", "abc"});
+  const MeasuredSet spatial = measured(p, {.frechet = true}, at::randn({50, 4}), at::zeros({50, 2}), 50);
+  write_statistics(dir / "a.npz", {a.stats(), spatial.stats(), "pytorch-fid", "abc"});
   ASSERT_TRUE(is_statistics_file(dir / "a.npz"));
   const StatisticsFile back = read_statistics(dir / "a.npz");
   EXPECT_TRUE(back.features.mean.equal(a.stats().mean));
   EXPECT_TRUE(back.features.covariance.equal(a.stats().covariance));
   EXPECT_EQ(back.features.count, 50);
-  EXPECT_TRUE(back.spatial.has_value());
+  ASSERT_TRUE(back.spatial.has_value());
+  EXPECT_TRUE(back.spatial->mean.equal(spatial.stats().mean));
+  EXPECT_TRUE(back.spatial->covariance.equal(spatial.stats().covariance));
   EXPECT_EQ(back.protocol, "pytorch-fid");
   EXPECT_EQ(back.weights_sha256, "abc");
   EXPECT_FALSE(back.has_images);
@@ -170,6 +173,30 @@ TEST(StatisticsFiles, RoundTripAndServeAsReference) {
       measured(p, {.frechet = true}, other.narrow(1, 0, 5).contiguous(), at::zeros({40, 2}), 40);
   expect_input_error([&] { compare_sets(narrow, "b", reference, "a.npz", p, {.frechet = true}); },
                      {"a.npz", "6 dimensions", "5"});
+}
+
+// The arrays that the field's tools write: pytorch-fid's two; ADM's reference batches hold images as well.
+TEST(StatisticsFiles, OfOtherTools) {
+  const testing::TempDir dir;
+  const float mu[2] = {1, 2}, sigma[4] = {2, 0.5, 0.5, 1}, mu_s[1] = {3}, sigma_s[1] = {4};
+  const uint8_t images[3] = {1, 2, 3};
+  std::vector<TensorBytes> arrays{{"mu", DType::kF32, {2}, mu, sizeof mu},
+                                  {"sigma", DType::kF32, {2, 2}, sigma, sizeof sigma}};
+  write_npz(dir / "pytorch.npz", arrays);
+  const StatisticsFile two = read_statistics(dir / "pytorch.npz");
+  EXPECT_EQ(two.features.covariance[1][0].item<double>(), 0.5);
+  EXPECT_EQ(two.features.count, 0) << "not said";
+  EXPECT_FALSE(two.spatial || two.has_images);
+  arrays.insert(arrays.end(), {{"mu_s", DType::kF32, {1}, mu_s, sizeof mu_s},
+                               {"sigma_s", DType::kF32, {1, 1}, sigma_s, sizeof sigma_s},
+                               {"arr_0", DType::kU8, {1, 1, 1, 3}, images, sizeof images}});
+  write_npz(dir / "adm.npz", arrays);
+  const StatisticsFile adm = read_statistics(dir / "adm.npz");
+  EXPECT_EQ(adm.spatial->mean[0].item<double>(), 3);
+  EXPECT_EQ(adm.spatial->covariance[0][0].item<double>(), 4);
+  EXPECT_TRUE(adm.has_images);
+  write_npz(dir / "images.npz", std::vector<TensorBytes>{{"arr_0", DType::kU8, {1, 1, 1, 3}, images, 3}});
+  EXPECT_FALSE(is_statistics_file(dir / "images.npz"));
 }
 
 TEST(StatisticsFiles, Errors) {
@@ -193,8 +220,10 @@ TEST(StatisticsFiles, Errors) {
   expect_input_error([&] { read_statistics(dir / "neg.npz"); }, {"neg.npz", "sigma", "negative"});
 }
 
+// Every row another.
 FeatureRows rows(int64_t n, double seed) {
-  return {at::full({n, 3}, seed), at::full({n, 2}, -seed), {}};
+  const at::Tensor row = at::arange(n, at::kFloat).unsqueeze(1) / 64 + seed;
+  return {row.expand({n, 3}).contiguous(), -row.expand({n, 2}), {}};
 }
 
 std::vector<FeatureRows> loaded(FeatureCache cache) {
@@ -232,6 +261,8 @@ TEST(FeatureCache, GivesBackWhatWasAddedAndStopsAtDamage) {
   EXPECT_EQ(got[1].size(), 2);
   EXPECT_TRUE(got[2].pool.equal(rows(4, 3).pool));
   EXPECT_TRUE(got[2].logits.equal(rows(4, 3).logits));
+  EXPECT_TRUE(got[1].pool.equal(rows(2, 2).pool)) << "the second batch of a file";
+  EXPECT_TRUE(got[1].logits.equal(rows(2, 2).logits));
   again.add(rows(1, 5));
   again.flush();
   EXPECT_EQ(loaded(FeatureCache(dir.path(), key)).size(), 4u) << "a second run goes on where the first was";
@@ -241,6 +272,46 @@ TEST(FeatureCache, GivesBackWhatWasAddedAndStopsAtDamage) {
     if (file.path().filename() == "rows-0000000006.safetensors")
       std::ofstream(file.path(), std::ios::trunc) << "torn";
   EXPECT_EQ(loaded(FeatureCache(dir.path(), key)).size(), 2u);
+}
+
+TEST(FeatureCache, KeepsSpatialFeatures) {
+  const testing::TempDir dir;
+  std::vector<FeatureRows> given{rows(3, 1), rows(2, 2)};
+  FeatureCache cache(dir.path(), Json{{"a", 1}});
+  for (FeatureRows& r : given) {
+    r.spatial = r.pool.narrow(1, 0, 1) * 3;
+    cache.add(r);
+  }
+  cache.flush();
+  const auto got = loaded(FeatureCache(dir.path(), Json{{"a", 1}}));
+  ASSERT_EQ(got.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(got[i].spatial.equal(given[i].spatial)) << i;
+}
+
+TEST(FeatureCache, TheLeastRecentlyUsedEntryGoesFirst) {
+  const testing::TempDir dir;
+  const auto fill = [&](int run) {
+    FeatureCache cache(dir.path(), Json{{"run", run}}, 2400);
+    cache.add(rows(40, run));  // more than 800 bytes: two fit beside a third
+    cache.flush();
+  };
+  const auto age = [&](const fs::path& except) {  // what is there was used an hour before what follows
+    for (const auto& entry : fs::directory_iterator(dir.path()))
+      if (entry.path() != except)
+        fs::last_write_time(entry.path() / "key.json",
+                            fs::last_write_time(entry.path() / "key.json") - std::chrono::hours(1));
+  };
+  const auto has = [&](int run) {  // looks without using
+    for (const auto& entry : fs::directory_iterator(dir.path()))
+      if (read_file((entry.path() / "key.json").string()) == Json{{"run", run}}.dump() + "\n") return true;
+    return false;
+  };
+  fill(0), age({}), fill(1), age({});
+  EXPECT_TRUE(has(0) && has(1));
+  { FeatureCache used(dir.path(), Json{{"run", 0}}, 2400); }
+  age({}), fill(2), age({}), fill(3);
+  EXPECT_FALSE(has(1)) << "used longest ago";
+  EXPECT_TRUE(has(0) && has(2) && has(3));
 }
 
 TEST(FeatureCache, IsBoundedAndNeverFails) {
@@ -284,6 +355,43 @@ TEST(ImageBatches, OneSizeUnlessTheProtocolResizesEachImage) {
   expect_input_error([&] { count({.batch_size = 2}); }, {"j.png", "20x24", "24x24", "--crop"});
   EXPECT_EQ(count({.batch_size = 4, .crop = 16}), 6);
   EXPECT_EQ(count({.batch_size = 4, .pillow_299 = true}), 6);
+}
+
+TEST(ImageBatches, PixelsAndLabelsAreThoseOfTheirItems) {
+  const testing::TempDir dir;
+  for (const auto& [folder, name] : std::vector<std::pair<const char*, const char*>>{
+           {"a", "0"}, {"a", "1"}, {"b", "0"}, {"b", "1"}, {"c", "0"}}) {
+    fs::create_directories(dir / folder);
+    write_png(dir / folder / cat(name, ".png"), testing::test_image(18, 12, uint8_t(folder[0] * name[0])));
+  }
+  write_file_atomic(dir / "a" / "1.png", "no image");
+  const auto data = open_dataset(dir.path());
+  ImageBatches reader(*data, {.skip_broken = true});
+  const auto batch = reader.next();
+  ASSERT_EQ(batch->items, (std::vector<int64_t>{0, 2, 3, 4}));
+  ASSERT_EQ(batch->images.sizes(), (at::IntArrayRef{4, 3, 12, 18}));
+  for (int64_t i = 0; i < 4; ++i) {
+    const int64_t item = batch->items[size_t(i)];
+    EXPECT_EQ(batch->labels[i].item<int64_t>(), data->label(item));
+    const Image image = data->image(item);
+    for (int64_t c = 0; c < 3; ++c)
+      EXPECT_EQ(batch->images[i][c][5][7].item<uint8_t>(), image.rgb[size_t((5 * 18 + 7) * 3 + c)]);
+  }
+}
+
+TEST(ImageBatches, TheFirstFiveBrokenImagesAreNamed) {
+  const testing::TempDir dir;
+  write_images(dir / "a", 9, 16);
+  for (int i = 1; i < 9; ++i) write_file_atomic(dir / "a" / cat("i", i, ".png"), "no image");
+  const auto data = open_dataset(dir / "a");
+  ::testing::internal::CaptureStderr();
+  ImageBatches reader(*data, {.batch_size = 2, .skip_broken = true});
+  while (reader.next()) {
+  }
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 5) << said;
+  EXPECT_NE(said.find("i5.png"), std::string::npos) << said;
+  EXPECT_EQ(reader.skipped(), 8);
 }
 
 TEST(ImageBatches, BrokenImagesStopOrAreCounted) {
@@ -335,11 +443,28 @@ TEST(Comparison, MarksWhatMayNotBeCompared) {
   EXPECT_EQ(differences(d, e), std::vector<std::string>{"reconstructions against others"});
   d.erase("tokenizer");
   d["protocol_settings"] = {{"kid_subset_size", 10}};
-  EXPECT_EQ(differences(a, d).front(), "other settings");
+  EXPECT_EQ(differences(a, d), (std::vector<std::string>{"other settings"}));
+  Json f = a, g = a;
+  f["reference_count"] = 99;
+  EXPECT_EQ(differences(a, f), std::vector<std::string>{"other reference"}) << "as many images of it";
+  f = a, f["reference_sha256"] = "1";
+  EXPECT_TRUE(differences(a, f).empty()) << "a hash on one side only tells nothing";
+  f["labels"] = "random", g["labels"] = "balanced";
+  EXPECT_EQ(differences(f, g), std::vector<std::string>{"other labels"});
+  f = g = a;
+  f["protocol_settings"] = {{"labels", "random"}}, g["protocol_settings"] = {{"labels", "balanced"}};
+  EXPECT_TRUE(differences(f, g).empty()) << "labels that nothing was generated for";
   const std::string table = comparison_table({{"a.json", a}, {"b.json", b}, {"c.json", c}});
   EXPECT_NE(table.find("NO: other reference, other weights"), std::string::npos) << table;
   EXPECT_NE(table.find("(first)"), std::string::npos);
   EXPECT_EQ(std::count(table.begin(), table.end(), '\n'), 4);
+  // Metrics of any file have a column; the spread is shown where it is known.
+  f = result("adm", 1000, 4, 6, 0.25);
+  f["metrics"]["kid"]["value"] = 0.125;
+  const std::string wide = comparison_table({{"a.json", a}, {"f.json", f}});
+  EXPECT_NE(wide.find("6 +- 0.25"), std::string::npos) << wide;
+  EXPECT_NE(wide.find("kid"), std::string::npos) << wide;
+  EXPECT_NE(wide.find("0.125"), std::string::npos) << wide;
 }
 
 TEST(Comparison, CurvesOverSteps) {
@@ -354,6 +479,19 @@ TEST(Comparison, CurvesOverSteps) {
   EXPECT_EQ(curves.series[0].low, (std::vector<double>{5.5, 5}));
   EXPECT_EQ(curves.left_out, std::vector<std::string>{"c: other protocol"});
   expect_input_error([&] { step_curves(results, "kid"); }, {"--plot", "kid"});
+  // The deviation over subsets is no band of seeds; a curve has one value for a number of steps; what a
+  // picture has no room for is named.
+  Json subsets = result("adm", 10, 4, 6, 0.5);
+  subsets["metrics"]["fid"].erase("values");
+  const StepCurves plain = step_curves({{"a", result("adm", 10, 8, 5)},
+                                        {"b", subsets},
+                                        {"c", result("adm", 10, 8, 7)},
+                                        {"d", result("adm", 10, 2, 1.5e308)}},
+                                       "");
+  EXPECT_TRUE(plain.series[0].low.empty());
+  EXPECT_EQ(plain.series[0].y, (std::vector<double>{6, 5}));
+  EXPECT_EQ(plain.left_out, (std::vector<std::string>{"c: the same steps as another file of its curve",
+                                                      "d: a value too large to draw"}));
 }
 
 TEST(Comparison, ForeignFilesAreRefused) {
@@ -379,6 +517,18 @@ TEST(GenerationClasses, ByPolicy) {
   EXPECT_NE(random, generation_classes("random", 20000, 2, config, nullptr));
   EXPECT_EQ(generation_classes("reference", 25, 1, config, nullptr), balanced)
       << "without a reference: in turn";
+  // As often as in the reference, in its order.
+  const testing::TempDir dir;
+  write_images(dir / "x", 3, 12);
+  write_images(dir / "y", 1, 12);
+  const auto data = open_dataset(dir.path());
+  EXPECT_EQ(generation_classes("reference", 8, 1, config, data.get()),
+            (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7}))
+      << "other classes than the model's: in turn";
+  config.class_names = data->class_names();
+  config.generator->classes = 2;
+  EXPECT_EQ(generation_classes("reference", 8, 1, config, data.get()),
+            (std::vector<int64_t>{0, 0, 0, 0, 0, 0, 1, 1}));
 }
 
 }  // namespace

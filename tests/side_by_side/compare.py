@@ -1,7 +1,9 @@
-"""The figures of adanat against those of torch-fidelity, pytorch-fid and clean-fid on the same images and weights.
+"""The figures of adanat against those of torch-fidelity, pytorch-fid, clean-fid and prdc on the same images and weights.
+
+ADM's evaluator and AdaNAT's measurement are no packages: their steps are written out here, on the networks of the tools.
 
 Images and weights are procedural (tests/golden/data/README.md has the rule), so nothing is downloaded but the tools.
-Tolerances: 1e-5 relative; KID 2e-6 absolute (the tools sum it in float32); precision and recall equal.
+Tolerances: 1e-5 relative; KID 2e-6 absolute (the tools sum it in float32); what counts images equal.
 """
 import argparse
 import contextlib
@@ -13,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 import warnings
 
 parser = argparse.ArgumentParser()
@@ -33,6 +36,8 @@ warnings.filterwarnings("ignore")
 import numpy as np  # noqa: E402
 from procedural import uniform  # noqa: E402
 import scipy.linalg  # noqa: E402
+import scipy.spatial.distance  # noqa: E402
+import scipy.special  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -47,6 +52,13 @@ import pytorch_fid.fid_score  # noqa: E402
 import pytorch_fid.inception  # noqa: E402
 import torch_fidelity  # noqa: E402
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: E402
+from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: E402
+
+# prdc wants one function of scikit-learn, which scipy has as well.
+sys.modules["sklearn"], sys.modules["sklearn.metrics"] = types.ModuleType("sklearn"), types.ModuleType("sklearn.metrics")
+sys.modules["sklearn"].metrics = sys.modules["sklearn.metrics"]
+sys.modules["sklearn.metrics"].pairwise_distances = lambda x, y, metric, n_jobs: scipy.spatial.distance.cdist(x, y, metric)
+import prdc  # noqa: E402
 
 COUNT_A, COUNT_B, SUBSETS, SUBSET_SIZE = 40, 36, 10, 20
 
@@ -137,8 +149,8 @@ make_images(set_b, COUNT_B, 25)
 pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
 
 
-def adanat(protocol, metrics, *more, images=set_a, subset_size=SUBSET_SIZE):
-    command = [options.program, "eval", "--quiet", "--images", images, "--reference", set_b, "--protocol", protocol, "--weights", path,
+def adanat(protocol, metrics, *more, images=set_a, reference=set_b, subset_size=SUBSET_SIZE):
+    command = [options.program, "eval", "--quiet", "--images", images, "--reference", reference, "--protocol", protocol, "--weights", path,
                "--metrics", metrics, "--kid-subsets", str(SUBSETS), "--kid-subset-size", str(subset_size), "-b", "20",
                "--device", "cpu", "-t", os.environ["OMP_NUM_THREADS"], *more]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -152,6 +164,7 @@ failures = 0
 
 def check(what, ours, theirs, relative=1e-5, absolute=0.0):
     global failures
+    ours, theirs = float(ours), float(theirs)  # of float32 numbers numpy would tell the difference in float32
     good = abs(ours - theirs) <= absolute + relative * abs(theirs)  # false for NaN
     failures += not good
     print(f"{'ok  ' if good else 'FAIL'} {what}: {ours:.9g} against {theirs:.9g}, off by {abs(ours - theirs):.2g}"
@@ -184,10 +197,69 @@ theirs = quietly(pytorch_fid.fid_score.calculate_fid_given_paths, [set_a, set_b]
 check("pytorch-fid FID", ours["fid"]["value"], theirs)
 model = pytorch_fid.inception.InceptionV3([3])
 theirs = quietly(pytorch_fid.fid_score.compute_statistics_of_path, statistics, model, 20, 2048, "cpu", 0)
-again = quietly(pytorch_fid.fid_score.compute_statistics_of_path, set_a, model, 20, 2048, "cpu", 0)
+pool = [quietly(pytorch_fid.fid_score.get_activations, sorted(glob.glob(f + "/*.png")), model, 20, 2048, "cpu", 0) for f in (set_a, set_b)]
+again = pool[0].mean(0), np.cov(pool[0], rowvar=False)
 check("pytorch-fid reads our statistics: largest mean", theirs[0].max(), again[0].max())
 check("pytorch-fid reads our statistics: trace", np.trace(theirs[1]), np.trace(again[1]))
 check("pytorch-fid reads our statistics: worst covariance", np.abs(theirs[1] - again[1]).max(), 0, 0, 1e-5 * np.abs(again[1]).max())
+
+# AdaNAT: torch-fidelity's metrics on pytorch-fid's way into the network, means and covariances in float32.
+ours = adanat("adanat", "fid,is")
+
+
+def narrow_statistics(x):
+    x = torch.from_numpy(x).float()
+    centred = x - x.mean(0)
+    return x.mean(0).double().numpy(), (centred.T @ centred / (len(x) - 1)).double().numpy()
+
+
+(mean_a, covariance_a), (mean_b, covariance_b) = [narrow_statistics(x) for x in pool]
+theirs = np.sum((mean_a - mean_b) ** 2) + np.trace(covariance_a) + np.trace(covariance_b) \
+    - 2 * np.sqrt(np.linalg.eigvals(covariance_a @ covariance_b).astype(complex)).real.sum()
+check("AdaNAT FID", ours["fid"]["value"], theirs)
+logits = torch.from_numpy(pool[0]).float() @ state["fc.weight"].T
+theirs = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)
+check("AdaNAT IS", ours["is"]["value"], theirs["inception_score_mean"])
+
+# ADM's evaluator (guided-diffusion evaluations/evaluator.py): torch-fidelity's network is TensorFlow's, its spatial features are
+# the first 7 channels of Mixed_6d.branch1x1 in the order (row, column, channel); the reference batch holds images and statistics.
+network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=path)
+spatial = []
+network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, out: spatial.append(out[:, :7].permute(0, 2, 3, 1).flatten(1).numpy()))
+
+
+def adm_features(folder):
+    images = np.stack([np.array(Image.open(f)) for f in sorted(glob.glob(folder + "/*.png"))])
+    spatial.clear()
+    out = [quietly(network, torch.from_numpy(images[i:i + 20]).permute(0, 3, 1, 2)) for i in range(0, len(images), 20)]
+    pool, logits = (torch.cat(part).numpy() for part in zip(*out))
+    return images, pool, logits, np.concatenate(spatial)
+
+
+def adm_statistics(x):
+    return np.mean(x, axis=0), np.cov(x, rowvar=False)
+
+
+_, pool_a, logits_a, spatial_a = adm_features(set_a)
+images_b, pool_b, _, spatial_b = adm_features(set_b)
+batch = os.path.join(options.folder, "adm.npz")
+(mu, sigma), (mu_s, sigma_s) = adm_statistics(pool_b), adm_statistics(spatial_b)
+np.savez(batch, arr_0=images_b, mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
+ours = adanat("adm", "fid,sfid,is,pr", reference=batch)
+distance = pytorch_fid.fid_score.calculate_frechet_distance
+check("ADM FID", ours["fid"]["value"], distance(*adm_statistics(pool_a), mu, sigma))
+check("ADM sFID", ours["sfid"]["value"], distance(*adm_statistics(spatial_a), mu_s, sigma_s))
+p = scipy.special.softmax(logits_a, axis=1)  # 40 images are one of its chunks of 5,000
+theirs = np.exp(np.mean(np.sum(p * (np.log(p) - np.log(p.mean(0, keepdims=True))), 1)))
+check("ADM IS", ours["is"]["value"], theirs)
+within_a, within_b, across = (scipy.spatial.distance.cdist(x.astype(np.float64), y.astype(np.float64))
+                              for x, y in ((pool_a, pool_a), (pool_b, pool_b), (pool_a, pool_b)))
+ball_a, ball_b = (np.partition(d, 3, axis=1)[:, 3] for d in (within_a, within_b))
+check("ADM precision", ours["precision"]["value"], (across <= ball_b).any(1).mean(), 0, 1e-7)
+check("ADM recall", ours["recall"]["value"], (across <= ball_a[:, None]).any(0).mean(), 0, 1e-7)
+theirs = quietly(prdc.compute_prdc, pool_b.astype(np.float64), pool_a.astype(np.float64), 5)
+check("prdc density", ours["density"]["value"], theirs["density"], 0, 1e-7)
+check("prdc coverage", ours["coverage"]["value"], theirs["coverage"], 0, 1e-7)
 
 ours = adanat("clean", "fid")
 plain = pytorch_fid.inception.InceptionV3([3], resize_input=False, normalize_input=False).eval()
