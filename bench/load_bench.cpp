@@ -16,16 +16,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <thread>
 
 #include "apps/pipeline/convert.h"
 #include "apps/pipeline/pipeline.h"
+#include "bench/memory.h"
 #include "core/base/log.h"
 #include "core/generator/shapes.h"
 #include "core/nn/device.h"
@@ -36,36 +33,6 @@ namespace {
 
 using namespace adanat;
 namespace fs = std::filesystem;
-
-double anonymous_mib() {
-  std::ifstream status("/proc/self/status");
-  for (std::string word; status >> word;)
-    if (word == "RssAnon:") return status >> word, std::stod(word) / 1024;
-  return 0;
-}
-
-// Looks at RssAnon while it lives.
-class MostAnonymous {
- public:
-  MostAnonymous() : before_(anonymous_mib()) {
-    watcher_ = std::thread([this] {
-      while (!done_) {
-        most_ = std::max(most_, anonymous_mib());
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-    });
-  }
-  double stop() {
-    done_ = true;
-    watcher_.join();
-    return std::max(most_, anonymous_mib()) - before_;
-  }
-
- private:
-  double before_, most_ = 0;
-  std::atomic<bool> done_{false};
-  std::thread watcher_;
-};
 
 void write_random(const fs::path& file, const ShapeMap& shapes) {
   TensorMap tensors;
@@ -102,12 +69,13 @@ double weights_mib(const torch::nn::Module& module) {
 void measure(const fs::path& folder, at::ScalarType dtype) {
   set_threads(0);
   at::ones({64, 64}).mm(at::ones({64, 64}));  // LibTorch's own
+  const double before = memory_mib("RssAnon");
   MostAnonymous most;
   const double began = monotonic_seconds();
   Pipeline pipeline = Pipeline::open(folder, at::kCPU, dtype);
   const PolicyFile policy = read_policy(*policy_for(folder, 8));
   const double seconds = monotonic_seconds() - began;
-  const double anonymous = most.stop();
+  const double anonymous = most.stop_mib() - before;
   const double weights =
       weights_mib(pipeline.generator()) + weights_mib(pipeline.tokenizer()) + weights_mib(*policy.actor);
   const Json line = {{"case", "load"},

@@ -22,6 +22,7 @@
 #include "core/data/loader.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/module_state.h"
+#include "core/train/first_difference.h"
 #include "kernels/philox.h"
 #include "policy/collapse_watch.h"
 #include "policy/policy_views.h"
@@ -148,18 +149,6 @@ PolicySettings settings_in_force(PolicySettings settings) {
   return settings;
 }
 
-// "network.hidden is 8 there, 9 in this run" for the first key where two configs differ, "" if none.
-std::string first_difference(const Json& there, const Json& here, const std::string& path) {
-  if (!there.is_object() || !here.is_object())
-    return there == here ? "" : cat(path, " is ", there.dump(), " there, ", here.dump(), " in this run");
-  for (const auto& item : here.items()) {
-    const std::string below = first_difference(there.value(item.key(), Json()), item.value(),
-                                               path.empty() ? item.key() : path + "." + item.key());
-    if (!below.empty()) return below;
-  }
-  return "";
-}
-
 PolicyTrainConfig checked(PolicyTrainConfig config) {
   config.validate();
   return config;
@@ -194,9 +183,11 @@ class PolicyRecipe : public Recipe {
     at::manual_seed(context_.seed);
     net_ = ActorCritic(settings_.network);
     if (init != nullptr) {
-      const std::string differs = first_difference(config_to_json(settings_in_force(init->settings)),
-                                                   config_to_json(settings_in_force(settings_)), "");
-      if (!differs.empty()) throw InputError(cat("--init: the policy there has other settings: ", differs));
+      const auto differs = first_difference(config_to_json(settings_in_force(init->settings)),
+                                            config_to_json(settings_in_force(settings_)));
+      if (differs)
+        throw InputError(cat("--init: the policy there has other settings: ", differs->key, " is ",
+                             differs->first.dump(), " there, ", differs->second.dump(), " in this run"));
       init_hash_ = init->hash;
       load_module_state(*net_->actor, module_state(*init->actor), "--init");
     }

@@ -1,5 +1,4 @@
 #include <c10/util/Exception.h>
-#include <malloc.h>
 
 #include <csignal>
 #include <cstdio>
@@ -11,6 +10,7 @@
 #include "core/base/error.h"
 #include "core/base/text.h"
 #include "core/nn/device.h"
+#include "core/nn/heap.h"
 #include "kernels/load.h"
 
 namespace {
@@ -21,15 +21,6 @@ int report(int status, const std::string& message) {
   // One line, whatever a library put into its message.
   std::fprintf(stderr, "error: %s\n", adanat::one_line(message).c_str());
   return status;
-}
-
-// Freed memory stays with the process, to be used again: activations come and go hundreds of times an image,
-// and each time the system would fill new pages with zeros (64 images of models/signs: 142000 page faults and
-// 5 % of the processor time less, 19 MiB more resident).
-void keep_freed_memory() {
-  mallopt(M_MMAP_THRESHOLD, 256 << 20);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
-  mallopt(M_TOP_PAD, 16 << 20);
 }
 
 // "adanat tokenize encode": the deepest command that was named.
@@ -118,7 +109,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  keep_freed_memory();
+  adanat::keep_freed_memory();
   std::signal(SIGPIPE, SIG_IGN);     // a reader that went away is a failed write, not a sudden end
   adanat::kernels::load_cuda_ops();  // before the first call into torch, which fixes what devices there are
   try {

@@ -3,11 +3,10 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
-#include <thread>
 
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "core/data/parallel.h"
 #include "core/io/resample.h"
 
 namespace adanat {
@@ -36,30 +35,21 @@ ImageBatches::~ImageBatches() {
 ImageBatches::Decoded ImageBatches::decode(int64_t first, int64_t skipped_before) {
   const int64_t count = std::min(options_.batch_size, dataset_.size() - first);
   std::vector<Item> items(static_cast<size_t>(count));
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i; (i = next.fetch_add(1)) < count;) {
-      Item& item = items[size_t(i)];
-      try {
-        item.image = dataset_.image(first + i);
-        if (options_.crop > 0) item.image = adm_center_crop(item.image, int(options_.crop));
-        if (options_.pillow_299) {
-          item.resized = resize_bicubic_float(item.image, int(kInceptionSide), int(kInceptionSide));
-          for (float& v : item.resized) v = std::clamp(v, 0.0f, 255.0f);
-        }
-      } catch (const InputError& error) {
-        item.broken = error.what();
-      } catch (...) {
-        item.failure = std::current_exception();
+  for_each_in_parallel(count, [&](int64_t i) {
+    Item& item = items[size_t(i)];
+    try {
+      item.image = dataset_.image(first + i);
+      if (options_.crop > 0) item.image = adm_center_crop(item.image, int(options_.crop));
+      if (options_.pillow_299) {
+        item.resized = resize_bicubic_float(item.image, int(kInceptionSide), int(kInceptionSide));
+        for (float& v : item.resized) v = std::clamp(v, 0.0f, 255.0f);
       }
+    } catch (const InputError& error) {
+      item.broken = error.what();
+    } catch (...) {
+      item.failure = std::current_exception();
     }
-  };
-  {
-    std::vector<std::jthread> workers;
-    const auto threads = int64_t(std::clamp(std::thread::hardware_concurrency(), 1u, 8u));
-    for (int64_t t = 1; t < std::min(threads, count); ++t) workers.emplace_back(work);
-    work();
-  }
+  });
 
   Decoded out;
   out.next_item = first + count;

@@ -74,11 +74,16 @@ Json parse_json(const std::string& text, const std::string& where) {
 Json read_json_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw InputError(cat(path, ": cannot be read (no such file, or no permission)"));
-  constexpr size_t kLimit = size_t(64) << 20;
-  std::string text(kLimit + 1, '\0');
-  in.read(text.data(), std::streamsize(text.size()));
+  constexpr size_t kLimit = size_t(64) << 20, kBlock = size_t(64) << 10;
+  std::string text;
+  while (in &&
+         text.size() <= kLimit) {  // what the file takes, not what it might: pipes have no size to ask for
+    const size_t had = text.size();
+    text.resize(had + kBlock);
+    in.read(text.data() + had, kBlock);
+    text.resize(had + size_t(in.gcount()));
+  }
   if (in.bad()) throw InputError(cat(path, ": cannot be read"));
-  text.resize(size_t(in.gcount()));
   if (text.size() > kLimit) throw InputError(cat(path, ": larger than 64 MiB, which no config is"));
   return parse_json(text, path);
 }

@@ -55,6 +55,8 @@ std::unique_ptr<ImageDataset> try_open_shards(const std::filesystem::path& path,
 
 // "train", "test" or "val" for the usual names of their folders, else "".
 std::string_view split_of_folder(std::string_view name);
+// "jpeg" for "a/cat.JPEG"; empty where there is none.
+std::string extension_of(std::string_view name);
 // True for "cat.JPEG" and the like, by the end of the name; includes formats that are not read (webp, tiff),
 // so that such a file is reported and not overlooked.
 bool has_image_name(std::string_view name);

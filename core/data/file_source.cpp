@@ -115,11 +115,16 @@ std::string_view split_of_folder(std::string_view name) {
   return "";
 }
 
-bool has_image_name(std::string_view name) {
+std::string extension_of(std::string_view name) {
   const size_t dot = name.rfind('.');
-  if (dot == std::string_view::npos || name.find('/', dot) != std::string_view::npos) return false;
+  if (dot == std::string_view::npos || name.find('/', dot) != std::string_view::npos) return "";
   std::string extension(name.substr(dot + 1));
   for (char& c : extension) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return extension;
+}
+
+bool has_image_name(std::string_view name) {
+  const std::string extension = extension_of(name);
   for (const char* known : {"jpg", "jpeg", "png", "bmp", "gif", "ppm", "pgm", "pnm", "webp", "tif", "tiff"})
     if (extension == known) return true;
   return false;

@@ -1,9 +1,15 @@
 #include "core/data/sequential.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <exception>
 
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "core/data/parallel.h"
 #include "core/io/resample.h"
 
 namespace adanat {
@@ -19,31 +25,45 @@ SequentialReader::~SequentialReader() {
 }
 
 SequentialReader::Decoded SequentialReader::decode(int64_t first) const {
-  const int64_t s = image_size_, plane = s * s;
-  Decoded out;
-  at::Tensor images = at::empty({batch_size_, 3, s, s}, at::kByte),
-             labels = at::empty({batch_size_}, at::kLong);
-  auto* pixels = images.mutable_data_ptr<uint8_t>();
-  int64_t filled = 0, item = first;
-  for (; filled < batch_size_ && item < dataset_.size(); ++item) {
-    Image image;
-    std::string caption;
+  struct Item {
+    std::string caption, broken;  // why it cannot be read
+    std::exception_ptr failure;   // anything else
+  };
+  const int64_t s = image_size_, plane = s * s, count = std::min(batch_size_, dataset_.size() - first);
+  std::vector<Item> items(static_cast<size_t>(count));
+  const at::Tensor images = at::empty({count, 3, s, s}, at::kByte);
+  auto* const pixels = images.mutable_data_ptr<uint8_t>();
+  for_each_in_parallel(count, [&](int64_t i) {
+    Item& item = items[size_t(i)];
     try {
-      if (dataset_.has_captions()) caption = dataset_.caption(item);
-      image = adm_center_crop(dataset_.image(item), int(s));
+      if (dataset_.has_captions()) item.caption = dataset_.caption(first + i);
+      const Image image = adm_center_crop(dataset_.image(first + i), int(s));
+      for (int64_t p = 0; p < plane; ++p)
+        for (int64_t c = 0; c < 3; ++c) pixels[(i * 3 + c) * plane + p] = image.rgb[size_t(p * 3 + c)];
     } catch (const InputError& error) {
-      if (!skip_broken_) throw;
-      if (skipped_ + out.skipped < 5) warning(cat("skipped: ", error.what()));
+      item.broken = error.what();
+    } catch (...) {
+      item.failure = std::current_exception();
+    }
+  });
+
+  Decoded out;
+  out.next_item = first + count;
+  std::vector<int64_t> good, labels;
+  for (int64_t i = 0; i < count; ++i) {
+    Item& item = items[size_t(i)];
+    if (item.failure) std::rethrow_exception(item.failure);
+    if (!item.broken.empty()) {
+      if (!skip_broken_) throw InputError(item.broken);
+      if (skipped_ + out.skipped < 5) warning(cat("skipped: ", item.broken));
       ++out.skipped;
       continue;
     }
-    for (int64_t p = 0; p < plane; ++p)
-      for (int64_t c = 0; c < 3; ++c) pixels[(filled * 3 + c) * plane + p] = image.rgb[size_t(p * 3 + c)];
-    labels.mutable_data_ptr<int64_t>()[filled++] = dataset_.label(item);
-    if (dataset_.has_captions()) out.batch.captions.push_back(std::move(caption));
+    good.push_back(i), labels.push_back(dataset_.label(first + i));
+    if (dataset_.has_captions()) out.batch.captions.push_back(std::move(item.caption));
   }
-  out.batch.images = images.narrow(0, 0, filled), out.batch.labels = labels.narrow(0, 0, filled);
-  out.next_item = item;
+  out.batch.images = out.skipped == 0 ? images : images.index_select(0, at::tensor(good, at::kLong));
+  out.batch.labels = at::tensor(labels, at::kLong);
   return out;
 }
 

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/base/text.h"
 #include "core/data/dataset_kinds.h"
 
 namespace adanat {
@@ -27,6 +29,17 @@ struct Item {
   std::string_view name;
 };
 
+// Names that say of a file that it is no image: notes, tables, what systems and tools leave in a folder. Any
+// other file is one, and is reported where it cannot be read.
+bool has_other_name(std::string_view name) {
+  static const std::set<std::string, std::less<>> kOther = {
+      "cfg",  "csv",   "db",  "doc",         "docx", "gz",     "htm", "html", "ini",  "ipynb",
+      "json", "jsonl", "log", "mat",         "md",   "npy",    "npz", "pdf",  "pkl",  "pt",
+      "pth",  "py",    "rst", "safetensors", "sh",   "sha256", "tar", "tex",  "toml", "tsv",
+      "txt",  "url",   "xls", "xlsx",        "xml",  "yaml",   "yml", "zip"};
+  return kOther.contains(extension_of(name));
+}
+
 bool is_integer(const std::string& text) {
   return !text.empty() && text.size() <= 18 &&
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
@@ -44,11 +57,12 @@ std::vector<std::string> sorted_classes(const std::set<std::string>& names) {
 class TreeDataset : public ImageDataset {
  public:
   TreeDataset(std::shared_ptr<const FileSource> files, std::string split, std::vector<std::string> classes,
-              std::vector<std::pair<size_t, int64_t>> items)
+              std::vector<std::pair<size_t, int64_t>> items, size_t left_out)
       : files_(std::move(files)),
         split_(std::move(split)),
         classes_(std::move(classes)),
-        items_(std::move(items)) {}
+        items_(std::move(items)),
+        left_out_(left_out) {}
 
   int64_t size() const override { return static_cast<int64_t>(items_.size()); }
   int64_t label(int64_t i) const override { return items_.at(static_cast<size_t>(i)).second; }
@@ -63,7 +77,8 @@ class TreeDataset : public ImageDataset {
   const std::vector<std::string>& class_names() const override { return classes_; }
   std::string describe() const override {
     return cat(files_->where(), split_.empty() ? "" : "#" + split_, ": ", size(), " images, ",
-               classes_.size(), classes_.size() == 1 ? " class" : " classes");
+               classes_.size(), classes_.size() == 1 ? " class" : " classes",
+               left_out_ == 0 ? "" : cat("; ", left_out_, " other files"));
   }
 
  private:
@@ -71,6 +86,7 @@ class TreeDataset : public ImageDataset {
   std::string split_;
   std::vector<std::string> classes_;
   std::vector<std::pair<size_t, int64_t>> items_;  // index of the file, class
+  size_t left_out_;                                // files that are no images by their names
 };
 
 // Folders that hold everything say nothing: "traffic-signs/train/stop/1.jpg" -> "train/stop/1.jpg". A class
@@ -112,8 +128,23 @@ std::string choose_split(const std::set<std::string>& splits, const std::string&
 std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files, const std::string& split) {
   const std::string where = files->where();
   std::vector<Item> items;
-  for (size_t i = 0; i < files->names().size(); ++i) items.push_back({i, files->names()[i]});
-  if (items.empty()) throw InputError(cat(where, ": holds no files"));
+  std::string_view other;  // the first of them
+  for (size_t i = 0; i < files->names().size(); ++i) {
+    const std::string_view name = files->names()[i];
+    if (!has_other_name(name))
+      items.push_back({i, name});
+    else if (other.empty())
+      other = name;
+  }
+  const size_t left_out = files->names().size() - items.size();
+  if (items.empty())
+    throw InputError(cat(where, ": holds no ", left_out == 0 ? "files" : "images",
+                         "; one folder per class with images in it was expected"));
+  if (left_out > 0)
+    note(
+        cat(where, ": ", left_out,
+            left_out == 1 ? " file that is no image by its name" : " files that are no images by their names",
+            " left out, for example ", printable(other)));
   strip_common_folders(items);
 
   const std::set<std::string> splits = splits_in(items);
@@ -153,8 +184,9 @@ std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files,
   }
   if (chosen_items.empty())
     throw InputError(cat(where, chosen.empty() ? "" : "#" + chosen,
-                         ": holds no images; one folder per class with images in it ", "was expected"));
-  return std::make_unique<TreeDataset>(std::move(files), chosen, std::move(classes), std::move(chosen_items));
+                         ": holds no images; one folder per class with images in it was expected"));
+  return std::make_unique<TreeDataset>(std::move(files), chosen, std::move(classes), std::move(chosen_items),
+                                       left_out);
 }
 
 }  // namespace adanat

@@ -179,4 +179,29 @@ void ClassifierNet::freeze() {
     if (auto* conv = dynamic_cast<ConvNorm*>(module.get())) conv->fold();
 }
 
+std::map<std::string, std::vector<int64_t>> classifier_shapes(const ClassifierConfig& config) {
+  config.validate();
+  std::map<std::string, std::vector<int64_t>> shapes;
+  const auto add = [&](const std::string& name, int64_t in, int64_t out, int64_t kernel) {
+    shapes[name + ".weight"] = {out, in, kernel, kernel};
+    for (const char* part : {".gamma", ".beta", ".running_mean", ".running_var"}) shapes[name + part] = {out};
+  };
+  int64_t width = config.stem_width > 0 ? config.stem_width : config.widths[0];
+  add("stem", 3, width, config.stem_kernel);
+  for (size_t i = 0; i < config.widths.size(); ++i) {
+    const int64_t out = config.widths[i];
+    for (int64_t j = 0; j < config.blocks[i]; ++j) {
+      const std::string block = cat("stage", i + 1, ".block", j);
+      const bool halves = j == 0 && (i > 0 || config.halve_first);
+      add(block + ".first", width, out, 3);
+      add(block + ".second", out, out, 3);
+      if (width != out || halves) add(block + ".shortcut", width, out, 1);
+      width = out;
+    }
+  }
+  shapes["head.weight"] = {config.classes, width};
+  shapes["head.bias"] = {config.classes};
+  return shapes;
+}
+
 }  // namespace adanat

@@ -16,6 +16,7 @@
 #pragma once
 #include <torch/nn/module.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -113,5 +114,9 @@ class ClassifierNet : public torch::nn::Module {
   at::Tensor mean_, deviation_;  // not registered: they are in the config
   at::Tensor head_weight_, head_bias_;
 };
+
+// Names and sizes of the state of a ClassifierNet of this config, without building one. InputError as from
+// config.validate().
+std::map<std::string, std::vector<int64_t>> classifier_shapes(const ClassifierConfig& config);
 
 }  // namespace adanat

@@ -35,10 +35,12 @@ class ClassifierFeatures : public FeatureNet {
     if (format != metadata.end() && format->second != "1")
       throw InputError(
           cat(where, ": has format ", format->second, ", this program reads format 1; use a newer one"));
-    net_ = std::make_shared<ClassifierNet>(
-        config_from_json<ClassifierConfig>(parse_json(config->second, where), where + ": config"));
+    const auto sizes =
+        config_from_json<ClassifierConfig>(parse_json(config->second, where), where + ": config");
+    check_shapes(SafetensorsFile::open(where), classifier_shapes(sizes));  // before anything is allocated
     check_finite(tensors, where);
     const at::NoGradGuard no_grad;
+    net_ = std::make_shared<ClassifierNet>(sizes);
     load_module_state(*net_, tensors, where);
     net_->freeze();
   }

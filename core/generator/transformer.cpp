@@ -1,9 +1,12 @@
 #include "core/generator/transformer.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/zeros.h>
@@ -63,6 +66,16 @@ nn::Embedding embedding(int64_t rows, int64_t width) {
   return layer;
 }
 
+// qkv (B, L, 3D) -> (B, L, D).
+at::Tensor attend(const at::Tensor& qkv, int64_t heads) {
+  const int64_t b = qkv.size(0), l = qkv.size(1), d = qkv.size(2) / 3;
+  const at::Tensor parts =
+      qkv.view({b, l, 3, heads, d / heads}).permute({2, 0, 3, 1, 4});  // (3, B, H, L, D/H)
+  // The default scale is head_dim^-0.5. Without dropout the flash kernels apply, on the CPU too.
+  const at::Tensor y = at::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
+  return y.transpose(1, 2).reshape({b, l, d});
+}
+
 }  // namespace
 
 TokenEmbeddingImpl::TokenEmbeddingImpl(int64_t vocabulary, int64_t positions, int64_t width, double dropout)
@@ -84,12 +97,8 @@ AttentionImpl::AttentionImpl(int64_t width, int64_t heads) : heads_(heads) {
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x) {
-  const int64_t b = x.size(0), l = x.size(1), d = x.size(2);
-  const at::Tensor parts =
-      linear(*qkv, x).view({b, l, 3, heads_, d / heads_}).permute({2, 0, 3, 1, 4});  // (3, B, H, L, D/H)
-  // The default scale is head_dim^-0.5. Without dropout the flash kernels apply, on the CPU too.
-  const at::Tensor y = at::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
-  return linear(*proj, y.transpose(1, 2).reshape({b, l, d}));
+  const at::Tensor y = attend(linear(*qkv, x), heads_);  // queries, keys and values are gone by now
+  return linear(*proj, y);
 }
 
 MlpImpl::MlpImpl(int64_t width) {
@@ -111,8 +120,15 @@ BlockImpl::BlockImpl(int64_t width, int64_t heads, bool takes_skip) {
 
 at::Tensor BlockImpl::forward(at::Tensor x, const at::Tensor& skip) {
   if (!skip_linear.is_empty()) x = linear(*skip_linear, at::cat({x, skip}, -1));
-  x = x + attn(norm1(x));
-  return x + mlp(norm2(x));
+  if (at::GradMode::is_enabled()) {
+    x = x + attn(norm1(x));
+    return x + mlp(norm2(x));
+  }
+  // The same sums, in memory that is taken before the wide layers take theirs: what outlives them must not
+  // lie where they were, or the heap has holes too small for the next ones and grows to twice what is in use.
+  at::Tensor sum = at::empty_like(x);
+  at::add_out(sum, x, attn(norm1(x)));
+  return sum.add_(mlp(norm2(sum)));
 }
 
 TokenHeadImpl::TokenHeadImpl(int64_t width, int64_t codes) {

@@ -8,6 +8,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/nonzero.h>
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
@@ -66,12 +67,21 @@ Forward forward_plain(GeneratorImpl& generator, const SamplerStart& start, bool 
   return out;
 }
 
-// The same indices and some zeros, up to a multiple of 64. oneDNN compiles a kernel for every number of rows
-// that it meets, about a millisecond each; with this it meets few.
-at::Tensor round_up_rows(const at::Tensor& index) {
-  constexpr int64_t kMultiple = 64;
-  const int64_t extra = (kMultiple - index.size(0) % kMultiple) % kMultiple;
-  return extra == 0 ? index : at::constant_pad_nd(index, {0, extra}, 0);
+// The rows of the flat features (R, D) that `hidden` names -> logits (R, V); the other rows are left as they
+// came. A block of rows at a time, the last one filled up with row 0: oneDNN compiles a kernel for every
+// number of rows that it meets, about a millisecond and half a MiB each, and meets few this way.
+at::Tensor logits_of_rows(GeneratorImpl& generator, const at::Tensor& features, const at::Tensor& hidden) {
+  constexpr int64_t kBlock = 512, kMultiple = 64;
+  const int64_t count = hidden.size(0);
+  at::Tensor logits = at::empty({features.size(0), generator.config().codes}, features.options());
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const at::Tensor wanted = hidden.narrow(0, begin, std::min(kBlock, count - begin));
+    const int64_t rows = wanted.size(0), multiple = count > kBlock ? kBlock : kMultiple;
+    const int64_t extra = (multiple - rows % multiple) % multiple;
+    const at::Tensor filled = extra == 0 ? wanted : at::constant_pad_nd(wanted, {0, extra}, 0);
+    logits.index_copy_(0, wanted, generator.logits(features.index_select(0, filled)).narrow(0, 0, rows));
+  }
+  return logits;
 }
 
 Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::Tensor& tokens, bool guided) {
@@ -86,11 +96,7 @@ Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::T
   } else {
     // The head runs only where tokens are hidden; decode_step does not read the other rows.
     const at::Tensor hidden = at::nonzero(all_tokens.view({-1}) == generator.mask_id()).squeeze(1);
-    const at::Tensor rows =
-        generator.logits(features.reshape({-1, features.size(2)}).index_select(0, round_up_rows(hidden)))
-            .narrow(0, 0, hidden.size(0));
-    logits = at::empty({all_tokens.size(0) * n, v}, rows.options());
-    logits.index_copy_(0, hidden, rows);
+    logits = logits_of_rows(generator, features.reshape({-1, features.size(2)}), hidden);
     logits = logits.view({all_tokens.size(0), n, v});
   }
   Forward out{features.narrow(0, 0, b), logits.narrow(0, 0, b), std::nullopt};

@@ -11,12 +11,14 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/linear.h"
 #include "core/train/finite.h"
+#include "core/train/first_difference.h"
 #include "core/train/precision.h"
 #include "core/train/random_state.h"
 
@@ -110,28 +112,7 @@ void write_folder(const fs::path& final_name, Fill fill) {
 }
 
 // Parts of config.json that a resumed run may change: longer runs, other intervals, moved data.
-bool may_differ(const std::string& path, const std::string& key) {
-  return path.empty() &&
-         (key == "loop" || key == "run" || key == "data" || key == "held_out" || key == "features");
-}
-
-// The first key where the two differ, "" if none.
-std::string first_difference(const Json& a, const Json& b, const std::string& path) {
-  if (a.is_object() && b.is_object()) {
-    for (const auto& item : a.items()) {
-      if (may_differ(path, item.key())) continue;
-      const std::string here = path.empty() ? item.key() : path + "." + item.key();
-      if (!b.contains(item.key())) return here;
-      const std::string below = first_difference(item.value(), b.at(item.key()), here);
-      if (!below.empty()) return below;
-    }
-    for (const auto& item : b.items())
-      if (!a.contains(item.key()) && !may_differ(path, item.key()))
-        return path.empty() ? item.key() : path + "." + item.key();
-    return "";
-  }
-  return a == b ? "" : path;
-}
+const std::set<std::string> kMayChange = {"loop", "run", "data", "held_out", "features"};
 
 void save_checkpoint(const Recipe& recipe, const fs::path& out, int64_t step) {
   make_folder(out / "checkpoints");
@@ -162,11 +143,11 @@ int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
                          step, "; give the folder its own name back, or remove it"));
   // config.json was compared already: it and the checkpoint may have parted since (one was edited, or
   // copied).
-  const std::string differs =
-      first_difference(parse_json(metadata["config"], file.string() + ": config"), recipe.config(), "");
-  if (!differs.empty())
+  const auto differs = first_difference(parse_json(metadata["config"], file.string() + ": config"),
+                                        recipe.config(), kMayChange);
+  if (differs)
     throw InputError(
-        cat(file.string(), ": was saved by a run with another ", differs,
+        cat(file.string(), ": was saved by a run with another ", differs->key,
             "; config.json beside it contradicts it: put the right one back, or start a new --out"));
   load_random_state(tensors, file.string());
   std::erase_if(tensors, [](const auto& item) { return is_random_state(item.first); });
@@ -225,9 +206,9 @@ int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_inf
   const Json stored = resume ? stored_config(config_file, !checkpoint.empty()) : Json::object();
   run_info["float32_library"] = settle_library(config_file, stored);
   timings = settle_dtype(recipe, stored);
-  const std::string differs = stored.empty() ? "" : first_difference(stored, recipe.config(), "");
-  if (!differs.empty())
-    throw InputError(cat(config_file.string(), ": this run was begun with another ", differs,
+  const auto differs = stored.empty() ? std::nullopt : first_difference(stored, recipe.config(), kMayChange);
+  if (differs)
+    throw InputError(cat(config_file.string(), ": this run was begun with another ", differs->key,
                          "; give the same config, or start a new --out"));
   int64_t start = 0;
   if (!checkpoint.empty()) {

@@ -65,13 +65,30 @@ TEST(FolderDatasetTest, FlatFolderIsOneClass) {
   EXPECT_EQ(dataset->image(1).width, 2);
 }
 
-TEST(FolderDatasetTest, FilesThatAreNoImagesAreItems) {
+TEST(FolderDatasetTest, FilesThatMayBeImagesAreItems) {
   const TempDir dir;
   put_file(dir / "c/a.png", png_bytes(2, 2, 0));
-  put_file(dir / "c/notes.txt", "text");
+  put_file(dir / "c/notes", "text");
   const auto dataset = open_dataset(dir.path());
   ASSERT_EQ(dataset->size(), 2);
-  expect_input_error([&] { dataset->image(1); }, {"notes.txt", "no image"});
+  expect_input_error([&] { dataset->image(1); }, {"notes", "no image"});
+}
+
+TEST(FolderDatasetTest, FilesThatAreNoImagesByNameAreLeftOutAndCounted) {
+  const TempDir dir;
+  for (const char* name : {"b/1.png", "a/2.png", "a/3"}) put_file(dir / name, png_bytes(2, 2, 0));
+  for (const char* name : {"a/Thumbs.db", "b/LABELS.CSV", "readme.txt", "docs/index.html"})
+    put_file(dir / name, "x");
+  ::testing::internal::CaptureStderr();
+  const auto dataset = open_dataset(dir.path());
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(items_of(*dataset), (Names{"a/2.png", "a/3", "b/1.png"}));
+  EXPECT_EQ(dataset->class_names(), (Names{"a", "b"}));  // docs/ is none
+  EXPECT_NE(dataset->describe().find("3 images, 2 classes; 4 other files"), std::string::npos)
+      << dataset->describe();
+  EXPECT_NE(said.find("4 files that are no images by their names left out, for example a/Thumbs.db"),
+            std::string::npos)
+      << said;
 }
 
 TEST(FolderDatasetTest, Splits) {

@@ -384,11 +384,13 @@ TEST_F(Shapes, DamagedModelsAreExplained) {
 TEST_F(Shapes, BrokenImagesAreSkippedAndCounted) {
   fs::copy(path("shapes"), path("mixed"), fs::copy_options::recursive);
   std::ofstream(path("mixed/disc/zz.png")) << "no image";
+  std::ofstream(path("mixed/disc/zzz")) << "no image either";
   std::ofstream(path("mixed/disc/zzz.txt")) << "notes";
   const auto encoded = adanat_run(
       *dir_, "tokenize encode -m " + model() + " --data " + path("mixed") + " -o " + path("m.safetensors"));
   EXPECT_EQ(encoded.status, 0);
   EXPECT_NE(encoded.err.find("2 images of"), std::string::npos) << encoded.err;
+  EXPECT_NE(encoded.err.find("1 file that is no image"), std::string::npos) << encoded.err;
   EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "eval -m " + model() + " --images " + path("mixed") +
                                                       " --reference " + path("shapes")),
                                 2, "zz.png"));

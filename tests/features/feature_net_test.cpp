@@ -158,6 +158,19 @@ TEST(ClassifierFeatures, PreprocessingIsTheFilesOwn) {
       testing::close(load_feature_net(write_classifier(dir, config))->forward(images, {"pool"})[0], a, 1e-3));
 }
 
+TEST(ClassifierShapes, AreThoseOfTheNetwork) {
+  ClassifierConfig plain = small_config();
+  plain.stem_width = 8;  // no shortcut for the width in stage 1 ...
+  plain.widths = {8, 8, 12};
+  ClassifierConfig halved = plain;
+  halved.halve_first = true;  // ... but one for the grid
+  for (const ClassifierConfig& config : {small_config(), plain, halved}) {
+    ShapeMap built;
+    for (const auto& [name, tensor] : module_state(ClassifierNet(config))) built[name] = tensor.sizes().vec();
+    EXPECT_EQ(classifier_shapes(config), built);
+  }
+}
+
 TEST(FeatureNetFile, ErrorsNameTheFile) {
   TempDir dir;
   const auto expect = [&](const Metadata& metadata, const std::string& part) {
@@ -177,6 +190,9 @@ TEST(FeatureNetFile, ErrorsNameTheFile) {
   other = small_config();
   other.blocks = {1, 1, 1};
   expect({{"config", config_to_json(other).dump()}}, "stage2");
+  other = small_config();
+  other.classes = int64_t{1} << 60;  // more than any machine has: refused before anything is allocated
+  expect({{"config", config_to_json(other).dump()}}, "the model's config wants");
   EXPECT_THROW(load_feature_net(dir / "absent.safetensors"), InputError);
 }
 
