@@ -171,7 +171,7 @@ at::Tensor Pipeline::generate_tokens(const BatchRequest& request, const Schedule
   if (request.start.defined()) {
     TORCH_CHECK(request.start.sizes() == start.tokens.sizes(), "generate: the start must be ",
                 start.tokens.sizes(), ", got ", request.start.sizes());
-    start.plain = (request.start == generator_->mask_id()).all().item<bool>();
+    start.same_tokens = (request.start == request.start.narrow(0, 0, 1)).all().item<bool>();
     start.tokens = request.start.to(start.tokens.device());
   }
   try {

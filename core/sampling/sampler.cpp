@@ -51,21 +51,6 @@ std::pair<at::Tensor, at::Tensor> distinct_classes(const at::Tensor& ids) {
   return {distinct, row_of};
 }
 
-// Step 0 of a plain start: all tokens are masked, so a row is fixed by its condition alone.
-Forward forward_plain(GeneratorImpl& generator, const SamplerStart& start, bool guided) {
-  const SamplerStart::Classes& known = start.classes;
-  const auto [distinct, row_of] = known.of.is_same(start.condition) ? std::pair(known.distinct, known.row_of)
-                                                                    : distinct_classes(start.condition);
-  const at::Tensor conditions = guided ? at::cat({distinct, start.empty}) : distinct;
-  const int64_t rows = conditions.size(0), kinds = distinct.size(0), b = start.tokens.size(0);
-  const at::Tensor features = generator.features(repeat_rows(start.tokens.narrow(0, 0, 1), rows), conditions);
-  const at::Tensor logits = generator.logits(features);
-  Forward out{features.index_select(0, row_of), logits.index_select(0, row_of), std::nullopt};
-  // decode_step takes any strides: the one unconditional row is only repeated in name.
-  if (guided) out.logits_uncond = repeat_rows(logits.narrow(0, kinds, 1), b);
-  return out;
-}
-
 // The same indices and some zeros, up to a multiple of 64. oneDNN compiles a kernel for every number of rows
 // that it meets, about a millisecond each; with this it meets few.
 at::Tensor round_up_rows(const at::Tensor& index) {
@@ -74,25 +59,46 @@ at::Tensor round_up_rows(const at::Tensor& index) {
   return extra == 0 ? index : at::constant_pad_nd(index, {0, extra}, 0);
 }
 
+// tokens (R, N) i64 and their features (R, N, D) -> logits (R, N, V); rows of revealed positions may hold
+// anything.
+at::Tensor hidden_logits(GeneratorImpl& generator, const at::Tensor& tokens, const at::Tensor& features) {
+  if (tokens.is_cuda())
+    return generator.logits(features);  // shapes stay fixed and no count travels to the host
+  // The head runs only where tokens are hidden; decode_step does not read the other rows.
+  const int64_t r = tokens.size(0), n = tokens.size(1), v = generator.config().codes;
+  const at::Tensor hidden = at::nonzero(tokens.reshape({-1}) == generator.mask_id()).squeeze(1);
+  if (hidden.size(0) == r * n) return generator.logits(features);
+  const at::Tensor rows =
+      generator.logits(features.reshape({-1, features.size(2)}).index_select(0, round_up_rows(hidden)))
+          .narrow(0, 0, hidden.size(0));
+  at::Tensor logits = at::empty({r * n, v}, rows.options());
+  logits.index_copy_(0, hidden, rows);
+  return logits.view({r, n, v});
+}
+
+// Step 0 from the same tokens: a row is fixed by its condition alone.
+Forward forward_shared(GeneratorImpl& generator, const SamplerStart& start, bool guided) {
+  const SamplerStart::Classes& known = start.classes;
+  const auto [distinct, row_of] = known.of.is_same(start.condition) ? std::pair(known.distinct, known.row_of)
+                                                                    : distinct_classes(start.condition);
+  const at::Tensor conditions = guided ? at::cat({distinct, start.empty}) : distinct;
+  const int64_t rows = conditions.size(0), kinds = distinct.size(0), b = start.tokens.size(0);
+  const at::Tensor tokens = repeat_rows(start.tokens.narrow(0, 0, 1), rows);
+  const at::Tensor features = generator.features(tokens, conditions);
+  const at::Tensor logits = hidden_logits(generator, tokens, features);
+  Forward out{features.index_select(0, row_of), logits.index_select(0, row_of), std::nullopt};
+  // decode_step takes any strides: the one unconditional row is only repeated in name.
+  if (guided) out.logits_uncond = repeat_rows(logits.narrow(0, kinds, 1), b);
+  return out;
+}
+
 Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::Tensor& tokens, bool guided) {
-  const int64_t b = tokens.size(0), n = tokens.size(1), v = generator.config().codes;
+  const int64_t b = tokens.size(0);
   const at::Tensor all_tokens = guided ? at::cat({tokens, tokens}) : tokens;
   const at::Tensor conditions =
       guided ? at::cat({start.condition, repeat_rows(start.empty, b)}) : start.condition;
   const at::Tensor features = generator.features(all_tokens, conditions);  // (B or 2B, N, D)
-  at::Tensor logits;
-  if (tokens.is_cuda()) {
-    logits = generator.logits(features);  // shapes stay fixed and no count travels to the host
-  } else {
-    // The head runs only where tokens are hidden; decode_step does not read the other rows.
-    const at::Tensor hidden = at::nonzero(all_tokens.view({-1}) == generator.mask_id()).squeeze(1);
-    const at::Tensor rows =
-        generator.logits(features.reshape({-1, features.size(2)}).index_select(0, round_up_rows(hidden)))
-            .narrow(0, 0, hidden.size(0));
-    logits = at::empty({all_tokens.size(0) * n, v}, rows.options());
-    logits.index_copy_(0, hidden, rows);
-    logits = logits.view({all_tokens.size(0), n, v});
-  }
+  const at::Tensor logits = hidden_logits(generator, all_tokens, features);
   Forward out{features.narrow(0, 0, b), logits.narrow(0, 0, b), std::nullopt};
   if (guided) out.logits_uncond = logits.narrow(0, b, b);
   return out;
@@ -127,7 +133,7 @@ SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& class
           .empty = empty,
           .seed = at::full({b}, seed, options),
           .image_index = image_index.to(device),
-          .plain = true,
+          .same_tokens = true,
           .classes = {condition, distinct.to(device), row_of.to(device)}};
 }
 
@@ -143,7 +149,7 @@ SamplerStart plain_start(const GeneratorImpl& generator, const TextConditions& t
           .empty = texts.empty,
           .seed = at::full({b}, seed, options),
           .image_index = image_index.to(device),
-          .plain = true,
+          .same_tokens = true,
           .classes = {condition, texts.states.index_select(0, distinct.to(device)), row_of.to(device)}};
 }
 
@@ -161,8 +167,8 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
   for (int64_t t = 0; t < steps; ++t) {
     const bool guided = schedule.known_guidance(t).value_or(1) > 0;
     const bool knows_distinct = start.condition.dim() == 1 || start.classes.of.is_same(start.condition);
-    const bool one_row_per_class = t == 0 && start.plain && knows_distinct;
-    const Forward pass = one_row_per_class ? forward_plain(generator, start, guided)
+    const bool one_row_per_class = t == 0 && start.same_tokens && knows_distinct;
+    const Forward pass = one_row_per_class ? forward_shared(generator, start, guided)
                                            : forward(generator, start, tokens, guided);
     schedule.see_tokens(state.get(), tokens);
     const Action action = schedule.next(state.get(), t, pass.features);
