@@ -364,22 +364,5 @@ TEST(Comparison, ForeignFilesAreRefused) {
   expect_input_error([&] { read_eval_result((dir / "y.json").string()); }, {"y.json", "metrics.fid"});
 }
 
-TEST(GenerationClasses, ByPolicy) {
-  ModelConfig config;
-  config.generator.emplace();
-  config.generator->classes = 10;
-  const auto balanced = generation_classes("balanced", 25, 1, config, nullptr);
-  EXPECT_EQ(balanced[12], 2);
-  const auto random = generation_classes("random", 20000, 1, config, nullptr);
-  std::vector<int> counts(10, 0);
-  for (const int64_t c : random) ++counts.at(size_t(c));
-  for (const int n : counts) EXPECT_NEAR(n, 2000, 5 * std::sqrt(2000 * 0.9));  // five deviations
-  EXPECT_EQ(std::vector(random.begin(), random.begin() + 100),
-            generation_classes("random", 100, 1, config, nullptr));
-  EXPECT_NE(random, generation_classes("random", 20000, 2, config, nullptr));
-  EXPECT_EQ(generation_classes("reference", 25, 1, config, nullptr), balanced)
-      << "without a reference: in turn";
-}
-
 }  // namespace
 }  // namespace adanat
