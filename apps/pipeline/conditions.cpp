@@ -1,7 +1,7 @@
 #include "apps/pipeline/conditions.h"
 
-#include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "core/base/log.h"
 #include "core/base/sha256.h"
