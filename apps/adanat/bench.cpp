@@ -111,7 +111,8 @@ void add_bench(CLI::App& app) {
   command->add_option("--schedule", f->schedule, "as in generate; default: cosine where there is no policy");
   command->add_option("--stages", f->stages,
                       "only some of load, transformer, decode_step, policy, encode, decode, generate");
-  command->add_option("--classes", f->classes, "distinct classes in a batch; default: as many as there are");
+  command->add_option("--classes", f->classes,
+                      "distinct classes (or texts) in a batch; default: as many as there are");
   command->add_option("--warmup", f->warmup, "rounds that do not count")->capture_default_str();
   command->add_option("--repeats", f->repeats, "samples of each stage")->capture_default_str();
   command->add_flag("--train", f->train, "time updates of generator training instead");

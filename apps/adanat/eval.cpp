@@ -11,6 +11,7 @@
 #include "apps/adanat/cli.h"
 #include "apps/adanat/table_flags.h"
 #include "apps/pipeline/comparison.h"
+#include "apps/pipeline/conditions.h"
 #include "apps/pipeline/evaluate.h"
 #include "apps/pipeline/image_batches.h"
 #include "core/base/interrupt.h"
@@ -216,17 +217,12 @@ void measure_given(Evaluation& e, GivenSet& given, const char* title) {
   e.measure(*given.images, *given.set, title);
 }
 
-std::string classes_hash(const std::vector<int64_t>& classes) {
-  return sha256_hex(classes.data(), classes.size() * sizeof(int64_t));
-}
-
-MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedule& schedule,
-                                 const Json& table, int64_t seed, const ImageDataset* reference) {
+MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, Conditions& conditions,
+                                 const Schedule& schedule, const Json& table, int64_t seed) {
   const EvalOptions& o = e.options;
   const ModelConfig& config = pipeline.config();
-  const std::vector<int64_t> classes =
-      generation_classes(e.protocol.labels, o.count, seed, config, reference);
-  const bool labelled = e.knows_classes(config.class_names);
+  const std::vector<int64_t> classes = conditions.choose(e.protocol.labels, o.count, seed);
+  const bool labelled = !config.from_texts() && e.knows_classes(config.class_names);
   const auto labels = [&](int64_t begin, int64_t size) {
     return labelled ? at::tensor(at::ArrayRef<int64_t>(classes.data() + begin, size_t(size)), at::kLong)
                     : at::Tensor();
@@ -244,7 +240,7 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
                  {"table", table},
                  {"seed", seed},
                  {"count", o.count},
-                 {"classes", classes_hash(classes)},
+                 {"classes", conditions.hash(classes)},
                  {"batch", o.batch_size},
                  {"network", e.protocol.network},
                  {"resize", e.protocol.resize},
@@ -271,7 +267,7 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, const Schedu
     while (done < o.count) {
       check_interrupt();
       const int64_t size = std::min(o.batch_size, o.count - done);
-      const BatchRequest request{{classes.begin() + done, classes.begin() + done + size}, seed, done};
+      const BatchRequest request = conditions.request(classes, seed, done, size);
       const at::Tensor tokens = pipeline.generate_tokens(request, schedule);
       const FeatureRows rows = e.measurer.extract(
           e.protocol.quantise == "uint8" ? pipeline.decode(tokens) : pipeline.decode_unit(tokens));
@@ -385,15 +381,18 @@ void run_eval(const EvalOptions& o) {
     reference = open_given(e, o.reference, wanted);
   }
   std::optional<Pipeline> pipeline;
+  std::optional<Conditions> conditions;
   std::unique_ptr<Schedule> schedule;
   TableOptions table;
   const bool generates = o.images.empty() && !o.tokenizer;
   if (generates) {  // whatever is wrong with the model or the flags is found before the reference is read
-    require_class_model(*e.config, "eval");
     pipeline.emplace(Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device)));
     table = o.table.over(e.config->sampling.table);
     schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);
-    if (protocol.labels == "reference" && !has_labels_of(reference.images.get(), *e.config)) {
+    conditions.emplace(*pipeline, reference.images.get(), o.skip_broken);
+    if (e.config->from_texts()) {  // each caption as often as it stands there
+      if (o.labels.empty()) protocol.labels = e.protocol.labels = "reference";
+    } else if (protocol.labels == "reference" && !has_labels_of(reference.images.get(), *e.config)) {
       if (!o.labels.empty())
         throw InputError(
             cat("--labels reference: ", o.reference.empty() ? "there is no reference" : o.reference,
@@ -453,7 +452,7 @@ void run_eval(const EvalOptions& o) {
   } else {
     const Json described = schedule->takes_table_options() ? config_to_json(table) : Json();
     for (int64_t r = 0; r < o.repeats; ++r)
-      finish(generate_and_measure(e, *pipeline, *schedule, described, o.seed + r, reference.images.get()),
+      finish(generate_and_measure(e, *pipeline, *conditions, *schedule, described, o.seed + r),
              "the generated set", {});
   }
 
@@ -487,6 +486,7 @@ void run_eval(const EvalOptions& o) {
       j["actions"] = schedule->describe();
     j["model_hash"] = pipeline->model_hash();
     j["labels"] = protocol.labels;
+    if (e.config->from_texts()) j["text_encoder_sha256"] = conditions->encoder_hash();
     j["dtype"] = dtype_name(parse_dtype(o.compute.dtype, e.device));
   }
   if (!measured.empty()) j["images"] = measured;
@@ -531,7 +531,8 @@ void add_eval(CLI::App& app) {
       ->check(CLI::Range(1, 16384));
   command
       ->add_option("--labels", o->labels,
-                   "classes of generated images: random, balanced or reference; default: the protocol's")
+                   "classes (or captions, of the reference) of generated images: random, balanced or "
+                   "reference; default: the protocol's, for captions reference")
       ->check(CLI::IsMember({"random", "balanced", "reference"}));
   command->add_option("--kid-subsets", o->kid_subsets, "subsets of the kernel distance; default: 100")
       ->check(CLI::Range(1, 100000));

@@ -322,7 +322,6 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
   // is written as if no more had been asked for.
   Progress progress(job.verb(), o.count, "images");
   std::vector<at::Tensor> grid_images, all_tokens, all_steps;
-  std::vector<std::string> files;
   std::future<void> writing;  // the files of the last batch, while the next one is made
   int64_t done = 0;
   std::optional<Interrupted> stopped;
@@ -346,7 +345,6 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
       if (output.single()) {
         grid_images.push_back(made.images);
       } else {
-        for (int64_t i = 0; i < size; ++i) files.push_back(output.file(done + i).string());
         // Packed here: what ATen does on a thread of its own would start a team of threads for each.
         const at::Tensor packed = made.images.permute({0, 2, 3, 1}).contiguous();
         const auto write = [&, request, packed, begin = done](int64_t i) {
@@ -370,22 +368,28 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
   if (writing.valid()) writing.get();
   classes.resize(size_t(done));
   if (output.single() && done > 0) {
-    files.push_back(o.output);
     write_png(o.output, make_grid(at::cat(grid_images), output.rows(), output.columns()),
               parameters_chunk(pipeline, o, table, *schedule, o.first_index, classes, dtype, job));
   }
   if (done > 0) trace_file.write();
-  if (!o.save_tokens.empty() && done > 0)
+  if (!o.save_tokens.empty() && done > 0) {
+    Metadata said;
+    if (const auto hash = config.files.find("tokenizer.safetensors"); hash != config.files.end())
+      said["tokenizer_hash"] = hash->second;
+    if (!o.prompts.empty()) said["prompts"] = Json(o.prompts).dump();
     write_tensors(o.save_tokens,
                   {{"tokens", at::cat(all_tokens)},
                    {"steps", at::cat(all_steps, 1)},
                    {"classes", at::tensor(classes, at::kLong)}},
-                  o.prompts.empty() ? Metadata{} : Metadata{{"prompts", Json(o.prompts).dump()}});
+                  said);
+  }
   const double ended = monotonic_seconds();
   if (o.json) {
     Json j;
     j["count"] = done;
-    j["files"] = files;
+    j["files"] = Json::array();
+    for (int64_t i = 0; i < (output.single() ? std::min<int64_t>(done, 1) : done); ++i)
+      j["files"].push_back(output.file(i).string());
     j["model"] = config.name;
     j["steps"] = schedule->steps();
     j["schedule"] = schedule->name();

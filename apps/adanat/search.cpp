@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include "apps/adanat/cli.h"
-#include "apps/pipeline/pipeline.h"
+#include "apps/pipeline/conditions.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/data/sequential.h"
@@ -31,7 +31,8 @@ struct SearchOptions {
 };
 
 // Everything that the score of a candidate depends on: a history goes on only under the same.
-Json identity(const SearchOptions& o, const Pipeline& pipeline, const std::string& features_hash) {
+Json identity(const SearchOptions& o, const Pipeline& pipeline, const Conditions& conditions,
+              const std::string& features_hash) {
   Json j = config_to_json(o.search);
   j.erase("candidates");  // a search may be made longer
   j.erase("final_images");
@@ -40,6 +41,7 @@ Json identity(const SearchOptions& o, const Pipeline& pipeline, const std::strin
   j["reference"] = o.reference;
   j["generator"] = pipeline.model_hash();
   j["features"] = features_hash;
+  if (!conditions.encoder_hash().empty()) j["text_encoder"] = conditions.encoder_hash();
   if (o.start == "cosine") j["cosine"] = config_to_json(pipeline.config().sampling.table);
   return j;
 }
@@ -90,17 +92,15 @@ GaussianStats reference_stats(const ImageDataset& data, int64_t image_size, Feat
   return all->stats();
 }
 
-double distance(Pipeline& pipeline, const Schedule& schedule, const ImageDataset& data, FeatureNet& net,
+double distance(Pipeline& pipeline, const Schedule& schedule, Conditions& conditions, FeatureNet& net,
                 const GaussianStats& real, int64_t images, int64_t seed, int64_t batch_size,
                 at::Device device) {
   const at::NoGradGuard no_grad;
   GaussianAccumulator made(real.mean.size(0));
+  const std::vector<int64_t> shown = conditions.choose("reference", images, seed);
   for (int64_t begin = 0; begin < images; begin += batch_size) {
     check_interrupt();
-    BatchRequest request{{}, seed, begin};
-    // Classes as often as in the reference, spread over all of it.
-    for (int64_t i = begin; i < std::min(images, begin + batch_size); ++i)
-      request.classes.push_back(data.label(i * data.size() / images));
+    const BatchRequest request = conditions.request(shown, seed, begin, std::min(batch_size, images - begin));
     const at::Tensor bytes = pipeline.generate(request, schedule).images.to(device);
     made.add(net.forward(bytes.to(at::kFloat) / 255, {"pool"})[0]);
   }
@@ -120,7 +120,6 @@ void run_search(const SearchOptions& o) {
                          "--output"));
   const at::Device device = o.compute.apply();
   Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
-  require_class_model(pipeline.config(), "search schedule");
   const fs::path features = fs::path(o.model) / "features.safetensors";
   if (!fs::exists(features))
     throw InputError(
@@ -131,7 +130,7 @@ void run_search(const SearchOptions& o) {
   net->to(device);
   const auto data = open_dataset(o.reference);
   note(data->describe());
-  if (data->class_names() != pipeline.config().class_names)
+  if (!pipeline.config().from_texts() && data->class_names() != pipeline.config().class_names)
     throw InputError(cat("--reference ", o.reference, ": has other classes than the model"));
   ScheduleTable start;
   if (o.start == "cosine")
@@ -145,13 +144,14 @@ void run_search(const SearchOptions& o) {
         cat("--start ", o.start, ": has ", start.steps, " steps, --steps says ", o.search.steps));
   const ActionBase base = table_base(start);
 
-  const Json search = identity(o, pipeline, net->file_hash());
+  Conditions conditions(pipeline, data.get(), /*skip_broken=*/false);
+  const Json search = identity(o, pipeline, conditions, net->file_hash());
   std::vector<SearchedTable> history;
   if (o.resume && fs::exists(history_file)) history = read_history(history_file, search);
   { const AtomicFile probe(o.output); }
   const GaussianStats real = reference_stats(*data, pipeline.config().image_size, *net, o.batch_size, device);
   const auto score = [&](const ScheduleTable& table, int64_t images, int64_t seed) {
-    return distance(pipeline, *make_table_schedule("candidate", table), *data, *net, real, images, seed,
+    return distance(pipeline, *make_table_schedule("candidate", table), conditions, *net, real, images, seed,
                     o.batch_size, device);
   };
   const auto table_at = [&](size_t i) { return searched_table(base, history[i].raw, o.rule); };
@@ -201,7 +201,9 @@ void add_search(CLI::App& app) {
   ScheduleSearchConfig& s = o->search;
   command->add_option("-m,--model", o->model, "model folder")->required();
   command
-      ->add_option("--reference", o->reference, "dataset to compare with; #split and @begin:end may follow")
+      ->add_option(
+          "--reference", o->reference,
+          "dataset to compare with (captioned, for models of texts); #split and @begin:end may follow")
       ->required();
   command
       ->add_option("-o,--output", o->output,

@@ -11,6 +11,7 @@
 #include "apps/pipeline/pipeline.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
+#include "core/base/text.h"
 #include "core/data/sequential.h"
 #include "core/data/token_file.h"
 #include "core/io/atomic_file.h"
@@ -97,6 +98,11 @@ void run_decode(const DecodeOptions& o) {
   if (saved.tokens.numel() > 0 && saved.tokens.max().item<int64_t>() >= config.tokenizer->codes)
     throw InputError(cat(o.input, ": holds the id ", saved.tokens.max().item<int64_t>(),
                          ", the tokenizer of ", o.model, " has ", config.tokenizer->codes, " codes"));
+  const auto own = config.files.find("tokenizer.safetensors");
+  if (!saved.tokenizer_hash.empty() && own != config.files.end() && own->second != saved.tokenizer_hash)
+    warning(cat(o.input, ": was made by the tokenizer ", printable(saved.tokenizer_hash.substr(0, 12)),
+                ", but ", o.model, " holds ", own->second.substr(0, 12),
+                "; the images will not be those that were meant"));
   const int64_t count = saved.tokens.size(0);
   if (count == 0) throw InputError(cat(o.input, ": holds no rows of tokens; there is nothing to decode"));
   const bool single = fs::path(o.output).extension() == ".png";

@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "apps/adanat/cli.h"
-#include "apps/pipeline/pipeline.h"
+#include "apps/pipeline/conditions.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/base/text.h"
@@ -328,20 +328,6 @@ PolicyTrainConfig parse_policy_config(const TrainOptions& o, const ModelConfig& 
   return config;
 }
 
-// Those that can be read; the others count as empty.
-std::vector<std::string> captions_of(const ImageDataset& data) {
-  if (!data.has_captions())
-    throw InputError(cat(data.describe(), ": has no captions, but the generator makes images from texts"));
-  std::vector<std::string> out;
-  for (int64_t i = 0; i < data.size(); ++i) {
-    try {
-      out.push_back(data.caption(i));
-    } catch (const InputError&) {  // the recipe counts them
-    }
-  }
-  return out;
-}
-
 void train_policy(const TrainOptions& o) {
   const at::Device device = o.compute.apply();
   if (o.model.empty())
@@ -381,8 +367,9 @@ void train_policy(const TrainOptions& o) {
   if (given.from_texts()) {
     const fs::path run = fs::absolute(fs::path(o.out) / "x").lexically_normal().parent_path();
     fs::create_directories(run.parent_path());
-    parts.texts =
-        text_features(o, config.text_features, run.string() + ".x", given, captions_of(*data), device);
+    std::vector<std::string> broken;  // the recipe says it, and takes the empty text for them
+    parts.texts = text_features(o, config.text_features, run.string() + ".x", given,
+                                captions_of(*data, broken), device);
     reward.text_width = parts.texts->pooled_width();
   }
   std::optional<PolicyFile> init;

@@ -212,7 +212,6 @@ class Subject {
   Subject(const BenchOptions& o, at::ScalarType dtype) : options_(o) {
     if (!o.model.empty()) {
       folder_.emplace(Pipeline::open(o.model, o.device, dtype));
-      require_class_model(folder_->config(), "bench");
       return;
     }
     const at::NoGradGuard no_grad;
@@ -256,19 +255,30 @@ void keep_stages(std::vector<Stage>& stages, const std::vector<std::string>& wan
   });
 }
 
+// Everything masked, of classes in turn or of texts whose states are drawn: the time does not depend on what
+// they say. `distinct` of them, 0 = as many as there are.
+SamplerStart bench_start(GeneratorImpl& generator, int64_t batch, int64_t distinct, at::Device device) {
+  const GeneratorConfig& g = generator.config();
+  const int64_t most = g.condition == "class" ? g.classes : batch;
+  const at::Tensor index = at::arange(batch, at::kLong);
+  const at::Tensor shown = index.remainder(distinct > 0 ? std::min(distinct, most) : most);
+  if (g.condition == "class") return plain_start(generator, shown, 1, index);
+  const auto states = [&](int64_t texts) {
+    return at::randn({texts, g.text_tokens, g.text_width}, at::TensorOptions().device(device));
+  };
+  return plain_start(generator, TextConditions{states(most), states(1)}, shown, 1, index);
+}
+
 // The stages of a generation for one batch size. What they refer to is kept alive by their closures.
 std::vector<Stage> generation_stages(Subject& subject, const Schedule& schedule, const Schedule& policy,
                                      int64_t batch, const BenchOptions& o) {
   const at::Device device = o.device;
   const GeneratorConfig& g = *subject.config().generator;
   const int64_t n = g.tokens(), v = g.codes, tokens = batch * n;
-  const int64_t kinds = o.classes > 0 ? std::min(o.classes, g.classes) : g.classes;
   const auto ids_of = at::TensorOptions().dtype(at::kLong).device(device);
-  const SamplerStart start =
-      plain_start(subject.generator(), at::arange(batch).remainder(kinds), 1, at::arange(batch));
-  const at::Tensor hidden = at::full({batch, n}, v, ids_of);
-  const at::Tensor classes = at::arange(batch, ids_of).remainder(g.classes);
-  const at::Tensor features = subject.generator().features(hidden, classes);
+  const SamplerStart start = bench_start(subject.generator(), batch, o.classes, device);
+  const at::Tensor hidden = start.tokens, condition = start.condition;
+  const at::Tensor features = subject.generator().features(hidden, condition);
   const at::Tensor logits = subject.generator().logits(features);
   const at::Tensor ids = at::randint(v, {batch, n}, ids_of);
   const int64_t side = subject.config().image_size;
@@ -292,8 +302,8 @@ std::vector<Stage> generation_stages(Subject& subject, const Schedule& schedule,
   const std::shared_ptr<ScheduleState> state = policy.begin(batch, device);
   policy.see_tokens(state.get(), hidden);
   const auto sampler = std::make_shared<RecordedSampler>(subject.generator());
-  const auto forward = [&subject, hidden, classes] {
-    subject.generator().logits(subject.generator().features(hidden, classes));
+  const auto forward = [&subject, hidden, condition] {
+    subject.generator().logits(subject.generator().features(hidden, condition));
   };
   return {
       {"transformer", batch, batch, tokens, forward_flops(g, batch), forward},
@@ -373,7 +383,10 @@ void bench_training(const BenchOptions& o, Json& report) {
   const ModelConfig config = o.model.empty() ? bench_shape(o.shape) : read_model_config(o.model);
   if (!config.generator) throw InputError(cat(o.model.string(), ": holds no generator"));
   const GeneratorConfig& g = *config.generator;
-  if (g.condition != "class") throw InputError("--train: only for class-conditional generators");
+  if (g.condition != "class")
+    throw InputError(
+        "--train: only for generators of classes; those of texts train on encoded captions, whose file would "
+        "be timed as well");
   Progress progress("bench", int64_t(o.dtypes.size() * o.batches.size()), "cases");
   int64_t done = 0;
   for (const at::ScalarType dtype : o.dtypes) {
@@ -467,7 +480,6 @@ ModelConfig bench_shape(const std::string& name) {
   ModelConfig config = shape_of(config_from_json<GeneratorConfig>(j["generator"], name + " (generator)"),
                                 config_from_json<TokenizerConfig>(j["tokenizer"], name + " (tokenizer)"));
   const GeneratorConfig& g = *config.generator;
-  if (g.condition != "class") throw InputError(cat(name, ": generator.condition must be class here"));
   const int64_t side = config.image_size / config.tokenizer->factor();
   if (g.codes != config.tokenizer->codes || g.grid_height != side || g.grid_width != side)
     throw InputError(cat(name, ": the generator has ", g.codes, " codes on ", g.grid_height, "x",

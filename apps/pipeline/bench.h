@@ -24,8 +24,8 @@ struct BenchOptions {
   int64_t steps = 0;                                  // 0 = the model's
   int64_t warmup = 1, repeats = 5;                    // rounds before, and samples of each stage
   std::vector<std::string> stages;                    // only these of bench_stages(); empty = all
-  int64_t classes = 0;                                // distinct classes in a batch; 0 = as many as there are
-  bool train = false;  // time updates of generator training instead of the stages
+  int64_t classes = 0;  // distinct classes (texts) in a batch; 0 = as many as there are
+  bool train = false;   // time updates of generator training instead of the stages
   at::Device device = at::kCPU;
 };
 
@@ -36,7 +36,7 @@ ModelConfig bench_shape(const std::string& name);
 
 // The names of the stages: load (folders only; batch 0), transformer (one forward of `batch` rows with the
 // head at every position), decode_step (guided), policy (one decision), encode, decode, generate (classes in,
-// bytes out).
+// or texts' states drawn at random, since a text encoder is no part of a generation; bytes out).
 std::vector<std::string> bench_stages();
 
 // Measures and returns the report:

@@ -43,9 +43,8 @@ PolicyPart read_published_policy(const WeightSource& source, int64_t steps, std:
 // A schedule for all images as a policy that repeats the table to the last bit.
 PolicyPart policy_of_table(const ScheduleTable& table, const GeneratorConfig& generator);
 
-// Copies what a CLIP text encoder consists of (config.json, vocab.json, merges.txt, *.safetensors with their
-// index) into `to`. The tokenizer's two files may stand in a folder "tokenizer" inside or beside `from`.
-// InputError: one is missing or damaged, or its width is not `text_width`.
+// Copies the files that ClipTextEncoder::open reads of `from` into `to`, all of them side by side.
+// InputError: what it would refuse (all but the numbers themselves), or a width that is not `text_width`.
 void copy_text_encoder(const std::filesystem::path& from, const std::filesystem::path& to,
                        int64_t text_width);
 

@@ -7,12 +7,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/isfinite.h>
 
+#include "apps/pipeline/pipeline.h"
 #include "core/base/log.h"
 #include "core/features/inception.h"
 #include "core/io/resample.h"
 #include "core/metrics/manifold.h"
 #include "core/nn/tensor_file.h"
-#include "kernels/philox.h"
 
 namespace adanat {
 
@@ -310,30 +310,6 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
                            {"coverage", value.coverage, {}}});
   }
   if (const auto accuracy = set.accuracy()) out.push_back({"accuracy", *accuracy, {}});
-  return out;
-}
-
-bool has_labels_of(const ImageDataset* reference, const ModelConfig& config) {
-  return reference != nullptr && reference->class_names() == config.class_names;
-}
-
-std::vector<int64_t> generation_classes(const std::string& labels, int64_t count, int64_t seed,
-                                        const ModelConfig& config, const ImageDataset* reference) {
-  const int64_t classes = config.generator->classes;
-  const bool known = labels == "reference" && has_labels_of(reference, config);
-  std::vector<int64_t> out;
-  for (int64_t i = 0; i < count; ++i) {
-    if (known) {
-      out.push_back(reference->label(i * reference->size() / count));  // spread over all of it
-    } else if (labels == "random") {
-      // A coordinate of its own in the stream of labels and orders: no subset draws at c = 2.
-      const kernels::Philox4 word =
-          kernels::draw(uint64_t(seed), uint32_t(i), 0, 2, 0, kernels::Stream::kData);
-      out.push_back(kernels::bounded(word.x, uint32_t(classes)));
-    } else {
-      out.push_back(i % classes);
-    }
-  }
   return out;
 }
 

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "apps/pipeline/feature_cache.h"
-#include "apps/pipeline/pipeline.h"
 #include "apps/pipeline/statistics_file.h"
 #include "core/data/dataset.h"
 #include "core/features/feature_net.h"
@@ -117,14 +116,5 @@ void require_images(const Protocol& protocol, const MetricSet& metrics, const Ex
 // Inception score ("is") or classifier score ("cs") of the set alone. InputError: statistics without images,
 // fewer images than splits.
 Figure score_figure(const MeasuredSet& set, const std::string& set_name, const Protocol& protocol);
-
-// Whether labels "reference" can be followed: there are images whose classes are the model's.
-bool has_labels_of(const ImageDataset* reference, const ModelConfig& config);
-
-// Classes of generated images 0..count-1 by the protocol's labels: "random" from Philox (seed, image),
-// "balanced" in turn, "reference" as often as in the reference where its classes are the model's, else in
-// turn. `reference` may be null.
-std::vector<int64_t> generation_classes(const std::string& labels, int64_t count, int64_t seed,
-                                        const ModelConfig& config, const ImageDataset* reference);
 
 }  // namespace adanat

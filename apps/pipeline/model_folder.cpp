@@ -186,12 +186,6 @@ void copy_missing_parts(const fs::path& from, const fs::path& to) {
   }
 }
 
-void require_class_model(const ModelConfig& config, const std::string& what) {
-  if (config.from_texts())
-    throw InputError(cat(what, ": the model ", config.name,
-                         " makes images from texts, this needs one that makes them from classes"));
-}
-
 SafetensorsFile open_part(const fs::path& folder, const ModelConfig& config, const std::string& name) {
   SafetensorsFile file = SafetensorsFile::open(folder / name);
   const auto known = config.files.find(name);

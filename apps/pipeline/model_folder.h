@@ -96,9 +96,6 @@ SafetensorsFile open_part(const std::filesystem::path& folder, const ModelConfig
 // Files whose hash differs from config.json's, or that are missing; empty = all is well.
 std::vector<std::string> verify_model(const std::filesystem::path& folder, const ModelConfig& config);
 
-// InputError naming `what` (a command, a flag) where the model makes images from texts.
-void require_class_model(const ModelConfig& config, const std::string& what);
-
 // The id of a class given by name or by number (an integer is always an id). InputError that names close
 // matches.
 int64_t class_id(const ModelConfig& config, const std::string& text);

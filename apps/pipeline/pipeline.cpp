@@ -22,6 +22,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr int64_t kTextBatch = 16;  // texts encoded at a time
+
 // The sizes are compared before `Module` is built: what config.json asks for, a file of that size must stand
 // behind.
 // The weights go from the mapped file to where they are used, once: none is drawn, and none is held in
@@ -148,7 +150,11 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
 void Pipeline::set_prompts(const std::vector<std::string>& prompts) {
   if (!config_.from_texts())
     throw InputError(cat(folder_.string(), ": makes images from classes, not from texts"));
-  const ClipTextEncoder encoder = open_text_encoder(folder_, config_, device_);
+  set_prompts(prompts, open_text_encoder(folder_, config_, device_), nullptr);
+}
+
+void Pipeline::set_prompts(const std::vector<std::string>& prompts, const ClipTextEncoder& encoder,
+                           int64_t* cut) {
   std::vector<std::string> texts = {""};
   std::vector<int64_t> rows;
   for (const std::string& prompt : prompts) {
@@ -156,7 +162,7 @@ void Pipeline::set_prompts(const std::vector<std::string>& prompts) {
     rows.push_back(known - texts.begin());
     if (known == texts.end()) texts.push_back(prompt);
   }
-  const at::Tensor states = encoder.encode(texts).states;
+  const at::Tensor states = encoder.encode(texts, kTextBatch, cut).states;
   prompts_ = {states.index_select(0, at::tensor(rows, at::kLong).to(device_)), states.narrow(0, 0, 1)};
 }
 
@@ -172,7 +178,7 @@ at::Tensor Pipeline::generate_tokens(const BatchRequest& request, const Schedule
   if (request.start.defined()) {
     TORCH_CHECK(request.start.sizes() == start.tokens.sizes(), "generate: the start must be ",
                 start.tokens.sizes(), ", got ", request.start.sizes());
-    start.plain = (request.start == generator_->mask_id()).all().item<bool>();
+    start.same_tokens = (request.start == request.start.narrow(0, 0, 1)).all().item<bool>();
     start.tokens = request.start.to(start.tokens.device());
   }
   try {

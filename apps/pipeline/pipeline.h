@@ -32,6 +32,7 @@ class Pipeline {
   // is `dtype`). InputError: no such folder, a part missing or unfit.
   static Pipeline open(const std::filesystem::path& folder, at::Device device, at::ScalarType dtype);
 
+  const std::filesystem::path& folder() const { return folder_; }
   const ModelConfig& config() const { return config_; }
   at::Device device() const { return device_; }
   GeneratorImpl& generator() { return *generator_; }
@@ -50,6 +51,9 @@ class Pipeline {
   // encoder is in memory only for that long. A warning names what is too long. InputError: a model of
   // classes, no encoder in the folder, or one of other sizes than the generator's.
   void set_prompts(const std::vector<std::string>& prompts);
+  // The same with an encoder of open_text_encoder that the caller keeps, for one list after another. `cut`:
+  // as in ClipTextEncoder::tokenize.
+  void set_prompts(const std::vector<std::string>& prompts, const ClipTextEncoder& encoder, int64_t* cut);
 
   // RunError naming the folder: the weights give a logit that is not a number.
   BatchResult generate(const BatchRequest& request, const Schedule& schedule,

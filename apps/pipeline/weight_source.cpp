@@ -15,7 +15,6 @@ namespace {
 constexpr const char* kSingleFiles[] = {"model.safetensors", "diffusion_pytorch_model.safetensors",
                                         "pytorch_model.safetensors", "pytorch_model.bin",
                                         "diffusion_pytorch_model.bin"};
-constexpr size_t kListed = 8;
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -203,13 +202,6 @@ int64_t count_layers(const ShapeMap& found, const std::string& prefix) {
     const auto it = found.lower_bound(layer);
     if (it == found.end() || !it->first.starts_with(layer)) return i;
   }
-}
-
-std::string list_names(const std::vector<std::string>& names) {
-  std::string text;
-  for (size_t i = 0; i < names.size() && i < kListed; ++i) text += (i == 0 ? "" : ", ") + names[i];
-  if (names.size() > kListed) text += cat(" and ", names.size() - kListed, " more");
-  return text;
 }
 
 }  // namespace adanat

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/list_names.h"
 #include "core/nn/module_state.h"
 
 namespace adanat {
@@ -73,8 +74,5 @@ int64_t size_of_tensor(const std::string& where, const ShapeMap& found, const st
 
 // Layers `prefix` + 0, 1, 2, ... that have any tensor.
 int64_t count_layers(const ShapeMap& found, const std::string& prefix);
-
-// "a, b and 3 more"
-std::string list_names(const std::vector<std::string>& names);
 
 }  // namespace adanat

@@ -202,6 +202,8 @@ SavedTokens read_saved_tokens(const fs::path& path) {
   if (result.classes.size(0) != result.tokens.size(0))
     fail(cat("\"classes\" has ", result.classes.size(0), " entries for ", result.tokens.size(0), " images"));
   check_range<int64_t>(result.tokens, "tokens", -1, fail);
+  if (const auto hash = file.metadata().find("tokenizer_hash"); hash != file.metadata().end())
+    result.tokenizer_hash = hash->second;
   return result;
 }
 

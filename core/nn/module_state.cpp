@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "core/base/error.h"
+#include "core/base/list_names.h"
 
 namespace adanat {
 
@@ -19,13 +20,6 @@ TensorMap module_state(const torch::nn::Module& module) {
 
 namespace {
 
-std::string list(const std::vector<std::string>& names) {
-  std::string text;
-  for (size_t i = 0; i < names.size() && i < 8; ++i) text += (i == 0 ? "" : ", ") + names[i];
-  if (names.size() > 8) text += cat(" and ", names.size() - 8, " more");
-  return text;
-}
-
 // Both maps' keys are names; shape_of takes a value of either.
 template <class Found, class Expected, class ShapeOf>
 void check_names_and_shapes(const Found& found, const Expected& expected, const std::string& where,
@@ -35,9 +29,9 @@ void check_names_and_shapes(const Found& found, const Expected& expected, const 
     if (!found.contains(name)) missing.push_back(name);
   for (const auto& [name, value] : found)
     if (!expected.contains(name)) extra.push_back(name);
-  if (!missing.empty()) throw InputError(cat(where, ": lacks the tensors ", list(missing)));
+  if (!missing.empty()) throw InputError(cat(where, ": lacks the tensors ", list_names(missing)));
   if (!extra.empty())
-    throw InputError(cat(where, ": holds tensors that the model does not have: ", list(extra)));
+    throw InputError(cat(where, ": holds tensors that the model does not have: ", list_names(extra)));
   for (const auto& [name, value] : expected) {
     const at::IntArrayRef is = shape_of(found.at(name)), wanted = shape_of(value);
     if (is != wanted)

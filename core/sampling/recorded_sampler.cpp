@@ -48,7 +48,7 @@ at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& sc
   const bool known = start.classes.of.is_same(start.condition);
   if (watched || !known) return adanat::sample(generator_, start, schedule, observers);
 
-  const Shape shape{schedule.serial(), start.tokens.size(0), start.tokens.size(1), start.plain,
+  const Shape shape{schedule.serial(), start.tokens.size(0), start.tokens.size(1), start.same_tokens,
                     start.classes.distinct.size(0)};
   const auto found =
       std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) { return e.shape == shape; });

@@ -11,7 +11,7 @@
 namespace adanat {
 
 // Keeps what it records for one generator, whose weights must not change meanwhile. The first run of a shape
-// (schedule, batch, number of distinct conditions at a plain start) goes step by step, which also prepares
+// (schedule, batch, number of distinct conditions) goes step by step, which also prepares
 // the libraries; the second one is recorded, and replayed from then on. Where nothing can record, where the
 // start does not know its classes or an observer reads the steps, it is sample(). Not thread-safe.
 class RecordedSampler {
@@ -26,7 +26,7 @@ class RecordedSampler {
   int64_t replays() const { return replays_; }
 
  private:
-  // {serial of the schedule, batch, tokens, plain, distinct conditions}.
+  // {serial of the schedule, batch, tokens, the same in all samples, distinct conditions}.
   using Shape = std::tuple<uint64_t, int64_t, int64_t, bool, int64_t>;
   struct Entry {
     Shape shape;

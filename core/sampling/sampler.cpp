@@ -52,21 +52,6 @@ std::pair<at::Tensor, at::Tensor> distinct_classes(const at::Tensor& ids) {
   return {distinct, row_of};
 }
 
-// Step 0 of a plain start: all tokens are masked, so a row is fixed by its condition alone.
-Forward forward_plain(GeneratorImpl& generator, const SamplerStart& start, bool guided) {
-  const SamplerStart::Classes& known = start.classes;
-  const auto [distinct, row_of] = known.of.is_same(start.condition) ? std::pair(known.distinct, known.row_of)
-                                                                    : distinct_classes(start.condition);
-  const at::Tensor conditions = guided ? at::cat({distinct, start.empty}) : distinct;
-  const int64_t rows = conditions.size(0), kinds = distinct.size(0), b = start.tokens.size(0);
-  const at::Tensor features = generator.features(repeat_rows(start.tokens.narrow(0, 0, 1), rows), conditions);
-  const at::Tensor logits = generator.logits(features);
-  Forward out{features.index_select(0, row_of), logits.index_select(0, row_of), std::nullopt};
-  // decode_step takes any strides: the one unconditional row is only repeated in name.
-  if (guided) out.logits_uncond = repeat_rows(logits.narrow(0, kinds, 1), b);
-  return out;
-}
-
 // The rows of the flat features (R, D) that `hidden` names -> logits (R, V); the other rows are left as they
 // came. A block of rows at a time, the last one filled up with row 0: oneDNN compiles a kernel for every
 // number of rows that it meets, about a millisecond and half a MiB each, and meets few this way.
@@ -84,21 +69,41 @@ at::Tensor logits_of_rows(GeneratorImpl& generator, const at::Tensor& features, 
   return logits;
 }
 
+// tokens (R, N) i64 and their features (R, N, D) -> logits (R, N, V); rows of revealed positions may hold
+// anything.
+at::Tensor hidden_logits(GeneratorImpl& generator, const at::Tensor& tokens, const at::Tensor& features) {
+  if (!tokens.is_cpu())
+    return generator.logits(features);  // shapes stay fixed and no count travels to the host
+  // The head runs only where tokens are hidden; decode_step does not read the other rows.
+  const at::Tensor hidden = at::nonzero(tokens.reshape({-1}) == generator.mask_id()).squeeze(1);
+  if (hidden.size(0) == tokens.numel()) return generator.logits(features);
+  return logits_of_rows(generator, features.reshape({-1, features.size(2)}), hidden)
+      .view({tokens.size(0), tokens.size(1), -1});
+}
+
+// Step 0 from the same tokens: a row is fixed by its condition alone.
+Forward forward_shared(GeneratorImpl& generator, const SamplerStart& start, bool guided) {
+  const SamplerStart::Classes& known = start.classes;
+  const auto [distinct, row_of] = known.of.is_same(start.condition) ? std::pair(known.distinct, known.row_of)
+                                                                    : distinct_classes(start.condition);
+  const at::Tensor conditions = guided ? at::cat({distinct, start.empty}) : distinct;
+  const int64_t rows = conditions.size(0), kinds = distinct.size(0), b = start.tokens.size(0);
+  const at::Tensor tokens = repeat_rows(start.tokens.narrow(0, 0, 1), rows);
+  const at::Tensor features = generator.features(tokens, conditions);
+  const at::Tensor logits = hidden_logits(generator, tokens, features);
+  Forward out{features.index_select(0, row_of), logits.index_select(0, row_of), std::nullopt};
+  // decode_step takes any strides: the one unconditional row is only repeated in name.
+  if (guided) out.logits_uncond = repeat_rows(logits.narrow(0, kinds, 1), b);
+  return out;
+}
+
 Forward forward(GeneratorImpl& generator, const SamplerStart& start, const at::Tensor& tokens, bool guided) {
-  const int64_t b = tokens.size(0), n = tokens.size(1), v = generator.config().codes;
+  const int64_t b = tokens.size(0);
   const at::Tensor all_tokens = guided ? at::cat({tokens, tokens}) : tokens;
   const at::Tensor conditions =
       guided ? at::cat({start.condition, repeat_rows(start.empty, b)}) : start.condition;
   const at::Tensor features = generator.features(all_tokens, conditions);  // (B or 2B, N, D)
-  at::Tensor logits;
-  if (!tokens.is_cpu()) {
-    logits = generator.logits(features);  // shapes stay fixed and no count travels to the host
-  } else {
-    // The head runs only where tokens are hidden; decode_step does not read the other rows.
-    const at::Tensor hidden = at::nonzero(all_tokens.view({-1}) == generator.mask_id()).squeeze(1);
-    logits = logits_of_rows(generator, features.reshape({-1, features.size(2)}), hidden);
-    logits = logits.view({all_tokens.size(0), n, v});
-  }
+  const at::Tensor logits = hidden_logits(generator, all_tokens, features);
   Forward out{features.narrow(0, 0, b), logits.narrow(0, 0, b), std::nullopt};
   if (guided) out.logits_uncond = logits.narrow(0, b, b);
   return out;
@@ -133,7 +138,7 @@ SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& class
           .empty = empty,
           .seed = at::full({b}, seed, options),
           .image_index = image_index.to(device),
-          .plain = true,
+          .same_tokens = true,
           .classes = {condition, distinct.to(device), row_of.to(device)}};
 }
 
@@ -149,7 +154,7 @@ SamplerStart plain_start(const GeneratorImpl& generator, const TextConditions& t
           .empty = texts.empty,
           .seed = at::full({b}, seed, options),
           .image_index = image_index.to(device),
-          .plain = true,
+          .same_tokens = true,
           .classes = {condition, texts.states.index_select(0, distinct.to(device)), row_of.to(device)}};
 }
 
@@ -166,8 +171,8 @@ at::Tensor sampling_loop(GeneratorImpl& generator, const SamplerStart& start, co
   for (int64_t t = 0; t < steps; ++t) {
     const bool guided = schedule.known_guidance(t).value_or(1) > 0;
     const bool knows_distinct = start.condition.dim() == 1 || start.classes.of.is_same(start.condition);
-    const bool one_row_per_class = t == 0 && start.plain && knows_distinct;
-    const Forward pass = one_row_per_class ? forward_plain(generator, start, guided)
+    const bool one_row_per_class = t == 0 && start.same_tokens && knows_distinct;
+    const Forward pass = one_row_per_class ? forward_shared(generator, start, guided)
                                            : forward(generator, start, tokens, guided);
     schedule.see_tokens(state.get(), tokens);
     const Action action = schedule.next(state.get(), t, pass.features);

@@ -16,7 +16,9 @@ struct SamplerStart {
   at::Tensor empty;        // the empty condition: class id (1) i64, or text states (1, S, C)
   at::Tensor seed;         // (B) i64
   at::Tensor image_index;  // (B) i64: a seed and an index are an image, whatever the batch
-  bool plain = false;  // every token is hidden in every sample (then step 0 needs one row per distinct class)
+  // Whether every sample starts from the same tokens: plain generation, edits of one region. Step 0 then
+  // needs one row per distinct class or text.
+  bool same_tokens = false;
 
   // Which classes or texts `condition` holds, found before the loop so that no step asks a GPU for it.
   // plain_start fills it in; left empty, or made for another `condition`, the loop looks for itself among
@@ -65,9 +67,9 @@ class SamplerObserver {
 
 // Runs under NoGradGuard (not InferenceMode: what observers keep may enter a backward pass later), the
 // generator in evaluation mode. Returns the final proposals (B, N) i64. Rows through the generator (promise
-// 2): per step B, plus B unconditional ones unless the schedule knows that the guidance is 0; at step 0 of a
-// plain start only one per distinct class, plus one. RunError on a NaN logit: at the step it is drawn from,
-// on a GPU at the end.
+// 2): per step B, plus B unconditional ones unless the schedule knows that the guidance is 0; at step 0 from
+// the same tokens only one per distinct class, plus one. RunError on a NaN logit: at the step it is drawn
+// from, on a GPU at the end.
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
                   const std::vector<SamplerObserver*>& observers = {});
 

@@ -16,11 +16,13 @@
 #include <set>
 
 #include "core/base/config.h"
+#include "core/base/list_names.h"
 #include "core/base/log.h"
 #include "core/base/sha256.h"
 #include "core/base/text.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/module_state.h"
+#include "core/text/clip_files.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
@@ -126,100 +128,83 @@ Settings read_settings(const fs::path& file) {
   return out;
 }
 
-// Takes tensors out of a map by name, with their shape checked.
-class Weights {
- public:
-  Weights(TensorMap tensors, std::string where, at::Device device)
-      : tensors_(std::move(tensors)), where_(std::move(where)), device_(device) {
-    for (const char* prefix : {"text_model.", ""})
-      if (tensors_.contains(cat(prefix, "embeddings.token_embedding.weight"))) {
-        prefix_ = prefix;
-        return;
-      }
-    throw InputError(
-        cat(where_, ": holds no CLIP text encoder: lacks text_model.embeddings.token_embedding.weight"));
-  }
-
-  const at::Tensor& peek(const std::string& name, int64_t dims) const {
-    const auto found = tensors_.find(prefix_ + name);
-    if (found == tensors_.end()) throw InputError(cat(where_, ": lacks the tensor ", prefix_, name));
-    if (found->second.dim() != dims)
-      throw InputError(cat(where_, ": ", prefix_, name, " has shape ", found->second.sizes(), ", must have ",
-                           dims, dims == 1 ? " dimension" : " dimensions"));
-    return found->second;
-  }
-  at::Tensor take(const std::string& name, at::IntArrayRef shape) {
-    const at::Tensor& found = peek(name, int64_t(shape.size()));
-    if (found.sizes() != shape)
-      throw InputError(cat(where_, ": ", prefix_, name, " has shape ", found.sizes(), ", must be ", shape));
-    return convert(found, prefix_ + name);
-  }
-  // The projection, which stands outside the tower; undefined if there is none.
-  at::Tensor projection(int64_t width) {
-    const auto found = tensors_.find("text_projection.weight");
-    if (found == tensors_.end()) return {};
-    if (found->second.dim() != 2 || found->second.size(1) != width)
-      throw InputError(cat(where_, ": text_projection.weight has shape ", found->second.sizes(),
-                           ", must be (any, ", width, ")"));
-    return convert(found->second, "text_projection.weight");
-  }
-  int64_t layers() const {
-    int64_t count = 0;
-    while (tensors_.contains(cat(prefix_, "encoder.layers.", count, ".layer_norm1.weight"))) ++count;
-    return count;
-  }
-
- private:
-  at::Tensor convert(const at::Tensor& tensor, const std::string& name) const {
-    if (!tensor.is_floating_point())
-      throw InputError(
-          cat(where_, ": ", name, " must hold fractions, not ", name_of(dtype_of(tensor.scalar_type()))));
-    const at::Tensor out = tensor.to(device_, at::kFloat);
-    check_finite({{name, out}}, where_);
-    return out;
-  }
-
-  TensorMap tensors_;
-  std::string where_, prefix_;
-  at::Device device_;
+// All of a folder but the numbers in its weights.
+struct Parts {
+  BpeTokenizer tokenizer;
+  ClipTextConfig config;
+  std::vector<fs::path> files;
+  std::string where, prefix;  // the last file of weights, and what stands in front of the tower's names
+  TensorMap tower;            // by the names of clip_text_shapes
+  at::Tensor projection;      // which stands outside the tower; undefined if there is none
 };
 
-}  // namespace
+// Names and shapes of a tower.
+ShapeMap clip_text_shapes(const ClipTextConfig& c) {
+  ShapeMap out;
+  const auto pair = [&](const std::string& name, std::vector<int64_t> weight) {
+    out[name + ".bias"] = {weight[0]};
+    out[name + ".weight"] = std::move(weight);
+  };
+  out["embeddings.token_embedding.weight"] = {c.vocabulary, c.width};
+  out["embeddings.position_embedding.weight"] = {c.positions, c.width};
+  for (int64_t i = 0; i < c.layers; ++i) {
+    const std::string layer = cat("encoder.layers.", i, ".");
+    for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"})
+      pair(cat(layer, "self_attn.", name), {c.width, c.width});
+    pair(layer + "layer_norm1", {c.width}), pair(layer + "layer_norm2", {c.width});
+    pair(layer + "mlp.fc1", {c.hidden, c.width}), pair(layer + "mlp.fc2", {c.width, c.hidden});
+  }
+  pair("final_layer_norm", {c.width});
+  return out;
+}
 
-ClipTextEncoder ClipTextEncoder::open(const fs::path& folder, at::Device device, const std::string& pad) {
-  if (!fs::is_directory(folder))
-    throw InputError(cat(folder.string(),
-                         ": is no text encoder (no such folder); a Hugging Face folder of a CLIP is wanted"));
-  if (!fs::exists(folder / "config.json"))
-    throw InputError(cat(folder.string(),
-                         ": is no text encoder (no config.json); a Hugging Face folder of a CLIP is wanted"));
-  const at::NoGradGuard no_grad;
-  const Settings settings = read_settings(folder / "config.json");
-  const fs::path words = tokenizer_folder(folder);
-  ClipTextEncoder out(BpeTokenizer::open(words, pad), device);
-  out.files_ = {folder / "config.json"};
-  for (const fs::path& file : existing(words, {"vocab.json", "merges.txt", "tokenizer.json",
-                                               "tokenizer_config.json", "special_tokens_map.json"}))
-    out.files_.push_back(file);
-  TensorMap tensors = read_weights(folder, out.files_);
-  Weights weights(std::move(tensors), out.files_.back().string(), device);
+// The tower among all tensors of the files, and the projection.
+void find_tower(const TensorMap& tensors, Parts& parts) {
+  const auto holds = [&](const std::string& prefix) {
+    return tensors.contains(prefix + "embeddings.token_embedding.weight");
+  };
+  parts.prefix = holds("text_model.") ? "text_model." : "";
+  if (!holds(parts.prefix))
+    throw InputError(
+        cat(parts.where, ": holds no CLIP text encoder: lacks text_model.embeddings.token_embedding.weight"));
+  for (const auto& [name, tensor] : tensors) {
+    if (name == "text_projection.weight")
+      parts.projection = tensor;
+    else if (name.starts_with(parts.prefix) && !name.ends_with("position_ids"))
+      parts.tower.emplace(name.substr(parts.prefix.size()), tensor);
+  }
+}
 
-  ClipTextConfig& c = out.config_;
-  const std::string token_name = "embeddings.token_embedding.weight",
-                    position_name = "embeddings.position_embedding.weight";
-  c.vocabulary = weights.peek(token_name, 2).size(0), c.width = weights.peek(token_name, 2).size(1);
-  c.positions = weights.peek(position_name, 2).size(0);
-  c.layers = weights.layers();
+// What the tensors say, where config.json says the same.
+void read_sizes(const Settings& settings, const std::string& config_file, Parts& parts) {
+  ClipTextConfig& c = parts.config;
+  const auto size_of = [&](const std::string& name, int64_t dimension) {
+    const auto found = parts.tower.find(name);
+    if (found == parts.tower.end())
+      throw InputError(cat(parts.where, ": lacks the tensors ", parts.prefix, name));
+    if (found->second.dim() != 2)
+      throw InputError(cat(parts.where, ": ", parts.prefix, name, " has shape ", found->second.sizes(),
+                           ", must have 2 dimensions"));
+    return found->second.size(dimension);
+  };
+  c.vocabulary = size_of("embeddings.token_embedding.weight", 0);
+  c.width = size_of("embeddings.token_embedding.weight", 1);
+  c.positions = size_of("embeddings.position_embedding.weight", 0);
+  const auto has_layer = [&](int64_t i) {
+    const std::string layer = cat("encoder.layers.", i, ".");
+    const auto found = parts.tower.lower_bound(layer);
+    return found != parts.tower.end() && found->first.starts_with(layer);
+  };
+  while (has_layer(c.layers)) ++c.layers;
   if (c.layers == 0 || c.vocabulary == 0 || c.width == 0 || c.positions < 2)
-    throw InputError(cat(out.files_.back().string(), ": holds no CLIP text encoder: ", c.layers, " layers, ",
-                         c.positions, " positions, ", c.vocabulary, " tokens of width ", c.width));
-  c.hidden = weights.peek("encoder.layers.0.mlp.fc1.weight", 2).size(0);
+    throw InputError(cat(parts.where, ": holds no CLIP text encoder: ", c.layers, " layers, ", c.positions,
+                         " positions, ", c.vocabulary, " tokens of width ", c.width));
+  c.hidden = size_of("encoder.layers.0.mlp.fc1.weight", 0);
   c.heads = settings.heads.value_or(std::max<int64_t>(c.width / 64, 1));  // every published tower: 64 a head
   c.activation = settings.activation, c.eps = settings.eps;
   const auto agree = [&](const char* key, const std::optional<int64_t>& said, int64_t is) {
     if (said && *said != is)
-      throw InputError(
-          cat((folder / "config.json").string(), ": ", key, " is ", *said, ", but the weights have ", is));
+      throw InputError(cat(config_file, ": ", key, " is ", *said, ", but the weights have ", is));
   };
   agree("hidden_size", settings.width, c.width);
   agree("num_hidden_layers", settings.layers, c.layers);
@@ -227,33 +212,103 @@ ClipTextEncoder ClipTextEncoder::open(const fs::path& folder, at::Device device,
   agree("max_position_embeddings", settings.positions, c.positions);
   agree("vocab_size", settings.vocabulary, c.vocabulary);
   if (c.width % c.heads != 0)
-    throw InputError(cat((folder / "config.json").string(), ": num_attention_heads must divide the width ",
-                         c.width, ", got ", c.heads));
-  if (out.tokenizer_.id_limit() > c.vocabulary)
-    throw InputError(cat(words.string(), ": the tokenizer has ids up to ", out.tokenizer_.id_limit() - 1,
-                         ", but the encoder knows ", c.vocabulary,
-                         " tokens; they belong to different models"));
+    throw InputError(
+        cat(config_file, ": num_attention_heads must divide the width ", c.width, ", got ", c.heads));
+}
 
-  out.token_embedding_ = weights.take(token_name, {c.vocabulary, c.width});
-  out.position_embedding_ = weights.take(position_name, {c.positions, c.width});
+void check_tensor(const std::string& where, const std::string& name, const at::Tensor& tensor,
+                  at::IntArrayRef shape) {
+  if (tensor.sizes() != shape)
+    throw InputError(cat(where, ": ", name, " has shape ", tensor.sizes(), ", must be ", shape));
+  if (!tensor.is_floating_point())
+    throw InputError(
+        cat(where, ": ", name, " must hold fractions, not ", name_of(dtype_of(tensor.scalar_type()))));
+}
+
+void check_tensors(Parts& parts) {
+  const ShapeMap expected = clip_text_shapes(parts.config);
+  std::vector<std::string> missing, extra;
+  for (const auto& [name, shape] : expected)
+    if (!parts.tower.contains(name)) missing.push_back(parts.prefix + name);
+  for (const auto& [name, tensor] : parts.tower)
+    if (!expected.contains(name)) extra.push_back(printable(parts.prefix + name));
+  if (!missing.empty() || !extra.empty())
+    throw InputError(
+        cat(parts.where, ": ", missing.empty() ? "" : "lacks the tensors " + list_names(missing),
+            missing.empty() || extra.empty() ? "" : "; ",
+            extra.empty() ? "" : "holds " + list_names(extra) + ", which a CLIP text encoder does not have"));
+  for (const auto& [name, shape] : expected)
+    check_tensor(parts.where, parts.prefix + name, parts.tower.at(name), shape);
+  if (!parts.projection.defined()) {
+    parts.config.projected = parts.config.width;
+    return;
+  }
+  parts.config.projected = parts.projection.dim() == 2 ? parts.projection.size(0) : 0;
+  check_tensor(parts.where, "text_projection.weight", parts.projection,
+               {parts.config.projected, parts.config.width});
+}
+
+Parts open_parts(const fs::path& folder, const std::string& pad) {
+  if (!fs::is_directory(folder))
+    throw InputError(cat(folder.string(),
+                         ": is no text encoder (no such folder); a Hugging Face folder of a CLIP is wanted"));
+  const fs::path config_file = folder / "config.json";
+  if (!fs::exists(config_file))
+    throw InputError(cat(folder.string(),
+                         ": is no text encoder (no config.json); a Hugging Face folder of a CLIP is wanted"));
+  const Settings settings = read_settings(config_file);
+  const fs::path words = tokenizer_folder(folder);
+  Parts out{BpeTokenizer::open(words, pad), {}, {config_file}, "", "", {}, {}};
+  for (const fs::path& file : existing(words, {"vocab.json", "merges.txt", "tokenizer.json",
+                                               "tokenizer_config.json", "special_tokens_map.json"}))
+    out.files.push_back(file);
+  const TensorMap tensors = read_weights(folder, out.files);
+  out.where = out.files.back().string();
+  find_tower(tensors, out);
+  read_sizes(settings, config_file.string(), out);
+  check_tensors(out);
+  if (out.tokenizer.id_limit() > out.config.vocabulary)
+    throw InputError(cat(words.string(), ": the tokenizer has ids up to ", out.tokenizer.id_limit() - 1,
+                         ", but the encoder knows ", out.config.vocabulary,
+                         " tokens; they belong to different models"));
+  return out;
+}
+
+}  // namespace
+
+ClipTextFiles check_clip_text(const fs::path& folder) {
+  Parts parts = open_parts(folder, "");
+  return {std::move(parts.config), std::move(parts.files)};
+}
+
+ClipTextEncoder ClipTextEncoder::open(const fs::path& folder, at::Device device, const std::string& pad) {
+  const at::NoGradGuard no_grad;
+  Parts parts = open_parts(folder, pad);
+  ClipTextEncoder out(std::move(parts.tokenizer), device);
+  out.config_ = std::move(parts.config), out.files_ = std::move(parts.files);
+  const auto put = [&](const at::Tensor& tensor, const std::string& name) {
+    at::Tensor here = tensor.to(device, at::kFloat);
+    check_finite({{name, here}}, parts.where);
+    return here;
+  };
+  const auto take = [&](const std::string& name) { return put(parts.tower.at(name), parts.prefix + name); };
   const auto norm = [&](const std::string& name) {
-    return Norm{weights.take(name + ".weight", {c.width}), weights.take(name + ".bias", {c.width})};
+    return Norm{take(name + ".weight"), take(name + ".bias")};
   };
-  const auto linear = [&](const std::string& name, int64_t outputs, int64_t inputs) {
-    return Linear{weights.take(name + ".weight", {outputs, inputs}), weights.take(name + ".bias", {outputs})};
+  const auto linear = [&](const std::string& name) {
+    return Linear{take(name + ".weight"), take(name + ".bias")};
   };
-  for (int64_t i = 0; i < c.layers; ++i) {
+  out.token_embedding_ = take("embeddings.token_embedding.weight");
+  out.position_embedding_ = take("embeddings.position_embedding.weight");
+  for (int64_t i = 0; i < out.config_.layers; ++i) {
     const std::string at = cat("encoder.layers.", i, ".");
-    out.layers_.push_back(
-        {norm(at + "layer_norm1"), norm(at + "layer_norm2"),
-         linear(at + "self_attn.q_proj", c.width, c.width), linear(at + "self_attn.k_proj", c.width, c.width),
-         linear(at + "self_attn.v_proj", c.width, c.width),
-         linear(at + "self_attn.out_proj", c.width, c.width), linear(at + "mlp.fc1", c.hidden, c.width),
-         linear(at + "mlp.fc2", c.width, c.hidden)});
+    out.layers_.push_back({norm(at + "layer_norm1"), norm(at + "layer_norm2"),
+                           linear(at + "self_attn.q_proj"), linear(at + "self_attn.k_proj"),
+                           linear(at + "self_attn.v_proj"), linear(at + "self_attn.out_proj"),
+                           linear(at + "mlp.fc1"), linear(at + "mlp.fc2")});
   }
   out.final_norm_ = norm("final_layer_norm");
-  out.projection_ = weights.projection(c.width);
-  c.projected = out.projection_.defined() ? out.projection_.size(0) : c.width;
+  if (parts.projection.defined()) out.projection_ = put(parts.projection, "text_projection.weight");
   return out;
 }
 

@@ -166,13 +166,116 @@ TEST_F(Texts, ErrorsNameTheFlag) {
   fs::remove_all(bare / "text_encoder");
   EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "generate -m " + bare.string() + o + " -p x"), 2,
                                 "holds no text encoder; put the Hugging Face folder"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "search schedule -m " + model() + " --reference " +
-                                                      path("images") + " -o " + path("x.json")),
-                                2, "makes images from texts"));
   EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "train generator -m " + bare.string() + " --data " +
                                                       path("tokens.safetensors") + " --out " + path("no")),
                                 2, "holds no text encoder"));
   EXPECT_FALSE(fs::exists(path("x.png")));
+}
+
+// What is measured is made from the captions of the reference.
+TEST_F(Texts, EvalMeasuresAgainstCaptionedImages) {
+  const std::string measure = (testing::source_dir() / "models/signs/measure.safetensors").string();
+  const std::string eval =
+      "eval -m " + model() + " --steps 2 --count 24 -t 1 --weights " + measure + " --reference ";
+  const auto run = [&](const std::string& arguments) {
+    const auto outcome = adanat_run(*dir_, eval + arguments);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return outcome.status == 0 ? Json::parse(outcome.out) : Json();
+  };
+  const Json j = run(path("t.tsv") + "@:24 -b 5 --cache " + path("kept"));
+  EXPECT_EQ(j.at("count"), 24);
+  EXPECT_EQ(j.at("reference_count"), 24);
+  EXPECT_EQ(j.at("labels"), "reference");
+  EXPECT_EQ(j.at("text_encoder_sha256").get<std::string>().size(), 64u);
+  EXPECT_FALSE(j.at("metrics").contains("accuracy"));
+  const double fd = j.at("metrics").at("fd").at("value").get<double>();
+  // The images are those of the prompts, as generate makes them.
+  expect_ok("generate -m " + model() + " --steps 2 -n 24 -b 5 -t 1 -o " + path("prompted/") +
+            " -p 'a red square' -p 'a green square' -p 'a blue square'");
+  const auto images = adanat_run(*dir_, "eval -t 1 --images " + path("prompted") + " --weights " + measure +
+                                            " --crop 16 --reference " + path("t.tsv") + "@:24");
+  ASSERT_EQ(images.status, 0) << images.err;
+  EXPECT_NEAR(Json::parse(images.out).at("metrics").at("fd").at("value").get<double>(), fd, 1e-6 * fd);
+  // Other captions are other images; the cache knows which.
+  std::string table = read_file(path("t.tsv"));
+  for (size_t at = 0; (at = table.find("a red", at)) != std::string::npos;) table.replace(at, 5, "a big");
+  std::ofstream(path("other.tsv")) << table;
+  const std::string kept = "@:24 -b 5 --cache " + path("kept");
+  EXPECT_EQ(run(path("t.tsv") + kept).at("metrics"), j.at("metrics"));
+  EXPECT_NE(run(path("other.tsv") + kept).at("metrics"), j.at("metrics"));
+  const Json random = run(path("t.tsv") + " --labels random --skip-broken --cache none");
+  EXPECT_EQ(random.at("labels"), "random");
+  EXPECT_EQ(random.at("skipped"), 1);
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, eval + path("t.tsv")), 2, "none.png"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, eval + path("images")), 2, "has no captions"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "eval -m " + model() + " --count 24 --weights " + measure +
+                                                      " --save-stats " + path("s.npz")),
+                                2, "--reference: the model runs makes images from texts"));
+}
+
+TEST_F(Texts, SearchFindsASchedule) {
+  const fs::path folder = *dir_ / "searched";
+  fs::copy(model(), folder, fs::copy_options::recursive);
+  const std::string search = "search schedule --quiet -t 1 -m " + folder.string() + " --reference " +
+                             path("t.tsv") + "@:24 --steps 2 --candidates 3 --population 2 --count 24" +
+                             " --final-count 24 -b 7 -o " + path("found.json");
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search), 2, "features.safetensors"));
+  fs::copy(testing::source_dir() / "models/signs/features.safetensors", folder / "features.safetensors");
+  const auto run = adanat_run(*dir_, search);
+  ASSERT_EQ(run.status, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out).at("candidates"), 3);
+  EXPECT_EQ(Json::parse(read_file(path("found.history.json")))
+                .at("search")
+                .at("text_encoder")
+                .get<std::string>()
+                .size(),
+            64u);
+  expect_ok("generate -m " + model() + " --schedule " + path("found.json") + " -t 1 -p x -o " +
+            path("found.png"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "search schedule -m " + folder.string() + " --reference " +
+                                                      path("images") + " --steps 2 -o " + path("none.json")),
+                                2, "has no captions"));
+}
+
+TEST_F(Texts, BenchTimesStates) {
+  const auto run = adanat_run(*dir_, "bench -m " + model() + " --steps 2 --warmup 0 --repeats 1 -t 1 --json" +
+                                         " --batch-sweep 1,3 --stages transformer,generate");
+  ASSERT_EQ(run.status, 0) << run.err;
+  const Json report = Json::parse(run.out);
+  EXPECT_EQ(report.at("results").size(), 4u);
+  EXPECT_EQ(report.at("model").at("generator").at("condition"), "text");
+  std::ofstream(path("shape.json")) << report.at("model").dump();
+  const auto shape =
+      adanat_run(*dir_, "bench --shape " + path("shape.json") + " --steps 2 --warmup 0 " +
+                            "--repeats 1 -t 1 --json --classes 2 --batch-sweep 3 --stages generate");
+  ASSERT_EQ(shape.status, 0) << shape.err;
+  EXPECT_EQ(Json::parse(shape.out).at("results").size(), 1u);
+  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, "bench --train -m " + model()), 2, "encoded captions"));
+}
+
+TEST_F(Texts, SavedTokensKnowTheirTokenizer) {
+  expect_ok("generate -m " + model() + " --steps 2 -t 1 -p x -o " + path("k.png") + " --save-tokens " +
+            path("k.safetensors"));
+  const auto decode = [&](const std::string& tokens) {
+    return adanat_run(*dir_, "tokenize decode -t 1 -m " + path("other") + " -i " + path(tokens) + " -o " +
+                                 path("decoded.png"));
+  };
+  fs::copy(path("parts"), path("other"), fs::copy_options::recursive);
+  for (const char* tokens : {"k.safetensors", "tokens.safetensors"}) {
+    const auto same = decode(tokens);
+    EXPECT_EQ(same.status, 0) << same.err;
+    EXPECT_EQ(same.err.find("warning"), std::string::npos) << same.err;
+  }
+  TokenizerConfig config = *read_model_config(path("parts")).tokenizer;
+  Tokenizer tokenizer(config);
+  save_tokenizer(path("other/tokenizer.safetensors"), *tokenizer);
+  write_model_config(path("other"), read_model_config(path("other")));
+  for (const char* tokens : {"k.safetensors", "tokens.safetensors"}) {
+    const auto another = decode(tokens);
+    EXPECT_EQ(another.status, 0) << another.err;
+    EXPECT_NE(another.err.find("warning: " + path(tokens) + ": was made by the tokenizer"), std::string::npos)
+        << another.err;
+  }
 }
 
 TEST_F(Texts, PoliciesTrainOnCaptions) {

@@ -1,6 +1,7 @@
 #include "core/io/atomic_folder.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <fstream>
 
@@ -19,17 +20,26 @@ size_t entries(const fs::path& folder) {
   return count;
 }
 
+// The folder is not there until it is the one that was written, in one step; then it is nobody's to remove.
 TEST(AtomicFolderTest, AppearsWhole) {
   const TempDir dir;
   {
     AtomicFolder folder(dir / "a/b/c");
     EXPECT_FALSE(fs::exists(dir / "a/b/c"));
     std::ofstream(folder.path() / "x") << "1";
+    EXPECT_FALSE(fs::exists(dir / "a/b/c"));
+    struct stat written {
+    }, there{};
+    ASSERT_EQ(::stat(folder.path().c_str(), &written), 0);
     folder.commit();
     EXPECT_TRUE(fs::exists(dir / "a/b/c/x"));
+    ASSERT_EQ(::stat((dir / "a/b/c").c_str(), &there), 0);
+    EXPECT_EQ(there.st_ino, written.st_ino);  // renamed: a copy would be there before its files are
+    EXPECT_EQ(entries(dir / "a/b"), 1u);
+    fs::rename(dir / "a/b/c", dir / "moved");
   }
-  EXPECT_TRUE(fs::exists(dir / "a/b/c/x"));
-  EXPECT_EQ(entries(dir / "a/b"), 1u);
+  EXPECT_TRUE(fs::exists(dir / "moved/x"));
+  EXPECT_TRUE(fs::exists(dir / "a/b"));
 }
 
 TEST(AtomicFolderTest, DisappearsWithAllItMade) {

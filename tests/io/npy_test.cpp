@@ -84,6 +84,15 @@ TEST(NpyTest, HeadersThatAreRefused) {
   refused(npy("{'descr': '<f8', 'descr': '<f8', 'fortran_order': False, 'shape': ()}", ""), {"damaged"});
   refused(npy("{'descr': '<f8', 'fortran_order': __import__('os'), 'shape': ()}", ""), {"damaged"});
   refused(with("'<f8'", "()").substr(0, 40), {"cut short"});
+  const std::string whole = with("'<f8'", "()");
+  refused(whole.substr(0, whole.size() - 1), {"cut short"});
+  const auto of_rank = [](int rank) {
+    std::string shape = "(";
+    for (int i = 0; i < rank; ++i) shape += "1,";
+    return shape + ")";
+  };
+  EXPECT_EQ(header_of(with("'<f8'", of_rank(64))).shape.size(), 64u);
+  refused(with("'<f8'", of_rank(65)), {"damaged"});
 }
 
 TEST(NpyTest, Values) {
@@ -237,6 +246,12 @@ class ZipDamageTest : public ::testing::Test {
     return at;
   }
   size_t end() const { return bytes_.size() - 22; }
+  // Little-endian.
+  static std::string number(uint64_t value, int bytes) {
+    std::string out;
+    for (; bytes > 0; --bytes, value >>= 8) out.push_back(char(value & 0xFF));
+    return out;
+  }
   std::string with(size_t at, const std::string& patch) const {
     std::string out = bytes_;
     return out.replace(at, patch.size(), patch);
@@ -281,6 +296,26 @@ TEST_F(ZipDamageTest, EveryFieldIsChecked) {
   expect_refused(with(end() + 12, four), {"outside"});
   expect_refused(with(end() + 16, four), {"outside"});
   expect_refused(with(end() + 4, std::string("\x01", 1)), {"several disks"});
+  // Bounds that are missed by little: data up to the directory's place, an overlap of one byte.
+  expect_refused(with(central(1) + 20, number(central(0), 4)), {"second", "run out"});
+  const std::string longer = number(content_.size() + 1, 4);
+  std::string overlapping = with(central(0) + 20, longer + longer);
+  expect_refused(overlapping, {"first", "overlap"});
+}
+
+TEST_F(ZipDamageTest, Zip64FieldsAreChecked) {
+  // The second member's size in a zip64 field that is too short for it.
+  std::string bytes = with(central(1) + 24, std::string(4, '\xff'));
+  bytes.replace(central(1) + 30, 2, number(8, 2));
+  bytes.insert(central(1) + 46 + std::string("second").size(), std::string("\x01\0\x04\0", 4) + "abcd");
+  const uint64_t directory = end() - central(0);
+  bytes.replace(end() + 8 + 12, 4, number(directory + 8, 4));
+  expect_refused(bytes, {"second", "zip64 field is too short"});
+  // An end record that reaches into what comes behind it.
+  const std::string locator = std::string("PK\x06\x07", 4) + number(0, 4) + number(end(), 8) + number(1, 4);
+  bytes = bytes_;
+  bytes.insert(end(), std::string("PK\x06\x06", 4) + locator);
+  expect_refused(bytes, {"zip64 end record is not where"});
 }
 
 TEST_F(ZipDamageTest, CheckCrcReadsBothKinds) {

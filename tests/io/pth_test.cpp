@@ -222,11 +222,22 @@ class PickleTest : public ::testing::Test {
   static std::string number(int32_t value) {
     return "J" + std::string(reinterpret_cast<const char*>(&value), 4);
   }
-  // A tensor over storage 0 of `count` elements of a type.
+  // A tensor over storage 0 of `count` elements of a type, or over a view of it.
   static std::string tensor(const std::string& type, int count, int offset, const std::string& shape,
-                            const std::string& strides) {
+                            const std::string& strides, const std::string& view = "") {
     return global("torch._utils", "_rebuild_tensor_v2") + "((" + text("storage") + global("torch", type) +
-           text("0") + text("cpu") + number(count) + "tQ" + number(offset) + shape + strides + "\x89}tR";
+           text("0") + text("cpu") + number(count) + view + "tQ" + number(offset) + shape + strides +
+           "\x89}tR";
+  }
+  static std::string view(int begin, int count) { return text("v") + number(begin) + number(count) + "\x87"; }
+  // The container before the zip archive: pickles in a row, then storage 0 of `count` elements.
+  PthFile legacy(const std::string& pickle, const std::string& storage, uint64_t count, bool little = true) {
+    const auto whole = [](const std::string& body) { return "\x80\x02" + body + "."; };
+    std::ofstream(dir_ / "a.pth", std::ios::binary)
+        << whole("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19") << whole(number(1001))
+        << whole("}(" + text("little_endian") + (little ? "\x88" : "\x89") + "u") << whole(pickle)
+        << whole("](" + text("0") + "e") << std::string(reinterpret_cast<const char*>(&count), 8) << storage;
+    return PthFile::open(dir_ / "a.pth");
   }
   TempDir dir_;
   bool deflate_ = false;
@@ -267,12 +278,49 @@ TEST_F(PickleTest, TensorsAreCheckedAgainstTheirStorage) {
   const std::string huge = number(INT32_MAX);
   refused(tensor("FloatStorage", 6, 0, huge + huge + huge + "\x87", std::string("K\0K\0K\0\x87", 7)),
           {"too large"});
+  std::string endless = tensor("DoubleStorage", 6, 0, two_by_three, row_major);
+  endless.replace(endless.find(number(6)), 5, "\x8a\x08" + std::string(7, '\xff') + "\x7f");
+  refused(endless, {"a storage is too large"});
+  std::string deep = "(";
+  for (int i = 0; i < 65; ++i) deep += "K\x01";
+  refused(tensor("FloatStorage", 6, 0, deep + "t", deep + "t"), {"too many dimensions"});
+  const std::string other_type = global("torch._utils", "_rebuild_tensor_v3") + "((" + text("storage") +
+                                 global("torch", "FloatStorage") + text("0") + text("cpu") + number(6) +
+                                 "tQ" + number(0) + "K\x03\x85K\x01\x85\x89}" + global("torch", "float64") +
+                                 "tR";
+  refused(other_type, {"not its storage's"});
   // Terabytes from 24 bytes: allowed to exist, not to be copied unseen.
   const std::string many = number(1 << 20);
   EXPECT_EQ(
       open(tensor("FloatStorage", 6, 0, many + many + "\x86", std::string("K\0K\0\x86", 5))).copied_bytes(),
       uint64_t{4} << 40);
   refused(tensor("ComplexFloatStorage", 3, 0, "K\x03\x85", "K\x01\x85"), {"torch.ComplexFloatStorage"});
+}
+
+// Old versions of torch saved a part of a storage as a view of it.
+TEST_F(PickleTest, StoragesMayBeViews) {
+  const float numbers[] = {0, 1, 2, 3, 4, 5};
+  const std::string bytes(reinterpret_cast<const char*>(numbers), sizeof numbers);
+  const auto part = [](int begin, int count) {
+    return tensor("FloatStorage", 6, 0, "K\x03\x85", "K\x01\x85", view(begin, count));
+  };
+  for (const bool deflate : {false, true}) {
+    deflate_ = deflate;
+    const PthFile zip = open(part(2, 3), UnknownNames::kRefuse, bytes);
+    EXPECT_EQ(adanat::values(zip, zip.tensors().at(0)), (std::vector<double>{2, 3, 4}));
+  }
+  const PthFile old = legacy(part(2, 3), bytes, 6);
+  EXPECT_EQ(adanat::values(old, old.tensors().at(0)), (std::vector<double>{2, 3, 4}));
+  refused(part(4, 3), {"view of storage 0", "outside"});
+  refused(part(2, 2), {"reaches element 2 of a storage of 2"});
+}
+
+TEST_F(PickleTest, LegacyContainersAreChecked) {
+  const std::string whole = tensor("FloatStorage", 6, 0, "K\x06\x85", "K\x01\x85"), bytes(24, '\1');
+  EXPECT_EQ(legacy(whole, bytes, 6).tensors().size(), 1u);
+  expect_input_error([&] { legacy(whole, bytes, 6, false); }, {"a.pth", "big-endian"});
+  expect_input_error([&] { legacy(whole, bytes, 5); }, {"a storage has 5 elements", "need 6"});
+  expect_input_error([&] { legacy(whole, bytes.substr(0, 23), 6); }, {"runs out of the file"});
 }
 
 TEST_F(PickleTest, NumpyValuesArePlainData) {
@@ -296,6 +344,21 @@ TEST_F(PickleTest, NumpyValuesArePlainData) {
   const std::string buffer =
       global("numpy._core.numeric", "_frombuffer") + "(" + bytes + dtype + "K\x02\x85" + text("C") + "tR";
   EXPECT_EQ(adanat::values(open(buffer), open(buffer).tensors().at(0)), (std::vector<double>{1.5, -2}));
+  // Protocol 2 writes bytes as a text that is to be encoded.
+  const std::string encode = global("_codecs", "encode");
+  const auto encoded = [&](const std::string& characters, const std::string& encoding = "latin1") {
+    return global("numpy.core.multiarray", "scalar") + dtype + encode + text(characters) + text(encoding) +
+           "\x86R\x86R";
+  };
+  EXPECT_EQ(open(encoded(std::string(6, '\0') + "\xc3\xb8?")).scalars().at("").real, 1.5);
+  refused(encoded(std::string(6, '\0') + "\xc4\x80?"), {"no latin1"});
+  refused(encoded(std::string(7, '\0') + "\xc3"), {"no latin1"});
+  refused(encoded(std::string(8, '\0'), "utf8"), {"unknown encoding"});
+  refused(encoded(std::string(7, '\0')), {"too few or too many bytes"});
+  std::string repeated =
+      encode + "q\x01" + text(std::string(200, 'x')) + std::string("q\0", 2) + text("latin1") + "q\x02(";
+  for (int i = 0; i < 60; ++i) repeated += std::string("h\x01h\0h\x02\x86R", 8);
+  refused(repeated + "t", {"decoded again and again"});
   std::string big = scalar;
   big.replace(big.find('<'), 1, ">");
   refused(big, {"big-endian"});
@@ -314,6 +377,8 @@ TEST_F(PickleTest, WhatIsRefused) {
   refused("\x97", {"operation 0x97"});
   refused("\x82\x01", {"operation 0x82"});
   refused("h\x07", {"memo"});
+  refused("Nq\x02h\x01", {"memo"});  // a place that nothing was put into
+  refused("N.N", {"bytes follow"});
   refused(std::string("Nr\xff\xff\xff\x7f", 6), {"memo"});
   refused("0", {"missing"});
   refused("N(0a", {"missing"});

@@ -9,6 +9,7 @@
 #include "apps/pipeline/pipeline.h"
 #include "core/nn/module_state.h"
 #include "support/checkpoints.h"
+#include "text/small_encoder.h"
 
 namespace adanat {
 namespace {
@@ -555,38 +556,62 @@ TEST_F(Convert, HugeTensorsFromLittleFilesAreRefused) {
 }
 
 TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
-  const GeneratorConfig config = small_generator("text");
-  const TensorMap weights = procedural_weights(generator_shapes(config));
+  GeneratorConfig config = small_generator("text");
   ConvertOptions o = options();
-  o.generator = dir_ / "text.pth";
-  write_pth(o.generator, PthValue::dict(weights));
-  expect_part(o, "generator.safetensors", weights);
-
+  o.generator = dir_ / "narrow.pth";
+  write_pth(o.generator, PthValue::dict(procedural_weights(generator_shapes(config))));
   o.text_encoder = dir_ / "clip";
   expect_error(o, {"--text-encoder", "clip", "no folder"});
   fs::create_directory(o.text_encoder);
-  expect_error(o, {"clip", "lacks config.json"});
-  std::ofstream(o.text_encoder / "config.json") << R"({"hidden_size": 24})";
-  expect_error(o, {"config.json", "24 wide", "reads 20"});
-  std::ofstream(o.text_encoder / "config.json") << R"({"text_config": {"hidden_size": 20}})";
-  expect_error(o, {"clip", "lacks vocab.json"});
+  expect_error(o, {"clip", "no config.json"});
+  testing::write_small_encoder(o.text_encoder);
+  expect_error(o, {"--text-encoder", "clip", "48 wide", "reads 20"});
+  config.text_width = testing::kWidth;
+  o.generator = dir_ / "text.pth";
+  write_pth(o.generator, PthValue::dict(procedural_weights(generator_shapes(config))));
+
+  // The files that the encoder reads go along, from wherever they stand; no others.
+  const auto files = [&] {
+    convert(o);
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(o.out / "text_encoder"))
+      names.push_back(entry.path().filename());
+    std::sort(names.begin(), names.end());
+    ClipTextEncoder::open(o.out / "text_encoder", at::kCPU);
+    return names;
+  };
   fs::create_directory(o.text_encoder / "tokenizer");
-  std::ofstream(o.text_encoder / "tokenizer/vocab.json") << R"({"a": 0})";
-  std::ofstream(o.text_encoder / "merges.txt") << "#version\n";
+  for (const char* name : {"vocab.json", "merges.txt"})
+    fs::rename(o.text_encoder / name, o.text_encoder / "tokenizer" / name);
   std::ofstream(o.text_encoder / "tokenizer/special_tokens_map.json") << R"({"pad_token": "!"})";
-  expect_error(o, {"clip", "holds no weights"});
-  write_tensors(o.text_encoder / "model.safetensors",
-                {{"text_model.final_layer_norm.bias", at::zeros({20})}});
   std::ofstream(o.text_encoder / "readme.md") << "not copied";
-  convert(o);
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(o.out / "text_encoder"))
-    names.push_back(entry.path().filename());
-  std::sort(names.begin(), names.end());
-  EXPECT_EQ(names, (std::vector<std::string>{"config.json", "merges.txt", "model.safetensors",
-                                             "special_tokens_map.json", "vocab.json"}));
-  EXPECT_EQ(read_file(o.out / "text_encoder/vocab.json"), R"({"a": 0})");
+  write_tensors(o.text_encoder / "model.fp16.safetensors", {{"a", at::zeros({1})}});
+  EXPECT_EQ(files(), (std::vector<std::string>{"config.json", "merges.txt", "model.safetensors",
+                                               "special_tokens_map.json", "vocab.json"}));
+  EXPECT_EQ(read_file(o.out / "text_encoder/vocab.json"), read_file(o.text_encoder / "tokenizer/vocab.json"));
   fs::remove_all(o.out);
+  fs::remove(o.text_encoder / "model.safetensors");
+  write_pth(o.text_encoder / "pytorch_model.bin", PthValue::dict(testing::golden_weights()));
+  EXPECT_EQ(files(), (std::vector<std::string>{"config.json", "merges.txt", "pytorch_model.bin",
+                                               "special_tokens_map.json", "vocab.json"}));
+  fs::remove_all(o.out);
+  fs::remove(o.text_encoder / "pytorch_model.bin");
+  expect_error(o, {"clip", "holds no weights"});
+
+  // Every tensor is looked for, in its size.
+  TensorMap weights = testing::golden_weights();
+  const std::string layer = "text_model.encoder.layers.1.";
+  weights.erase(layer + "layer_norm2.weight"), weights.erase(layer + "mlp.fc2.bias");
+  weights[layer + "scale"] = at::zeros({1});
+  write_tensors(o.text_encoder / "model.safetensors", weights);
+  expect_error(o,
+               {"clip/model.safetensors",
+                "lacks the tensors text_model.encoder.layers.1.layer_norm2.weight, "
+                "text_model.encoder.layers.1.mlp.fc2.bias; holds text_model.encoder.layers.1.scale, which"});
+  weights = testing::golden_weights();
+  weights[layer + "mlp.fc2.bias"] = at::zeros({47});
+  write_tensors(o.text_encoder / "model.safetensors", weights);
+  expect_error(o, {"mlp.fc2.bias has shape [47], must be [48]"});
   fs::resize_file(o.text_encoder / "model.safetensors", 90);
   expect_error(o, {"model.safetensors"});
   o.text_encoder.clear();

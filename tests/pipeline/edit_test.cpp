@@ -184,6 +184,16 @@ TEST(EditPlan, ATokenIsMadeAnewWhenAnyPixelOfItsCellIs) {
             std::vector<uint8_t>({1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0}));
 }
 
+// --dilate counts pixels of the given picture, whatever it is scaled to.
+TEST(EditPlan, TheRegionGrowsBeforeItIsScaled) {
+  PixelMask mask = empty_mask(64, 64);
+  mask.on[32 * 64 + 32] = 1;
+  const EditPlan plan = plan_of(32, 4, mask, 1, 2);  // 30..34 of 64
+  for (int y = 0; y < 32; ++y)
+    for (int x = 0; x < 32; ++x)
+      EXPECT_EQ(at_pixel(plan.mask, x, y), x >= 15 && x <= 17 && y >= 15 && y <= 17) << x << " " << y;
+}
+
 TEST(EditPlan, RefusesWhatCannotBe) {
   const Image image = random_image(16, 16, 1);
   const auto plan = [&](EditRequest request) { return error_of([&] { plan_edit(image, request, 16, 4); }); };

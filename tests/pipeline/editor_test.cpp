@@ -73,6 +73,19 @@ TEST_F(Edits, DoNotDependOnTheBatch) {
   EXPECT_FALSE(at::equal(whole[0], whole[1]));
 }
 
+// All variants of a region start alike, so the generator sees that start once; a share of the tokens is
+// another choice for each.
+TEST_F(Edits, OfOneRegionShareStepZero) {
+  const auto schedule = pipeline_->schedule("cosine", 3, TableOptions{.guidance = 1});
+  const auto rows = [&](const Editor& edit) {
+    const int64_t before = pipeline_->generator().rows_computed();
+    pipeline_->generate(request(edit, 0, 5), *schedule);
+    return pipeline_->generator().rows_computed() - before;
+  };
+  EXPECT_EQ(rows(editor({0, 0, 8, 8})), 1 + 1 + 2 * (5 + 5));
+  EXPECT_EQ(rows(editor({0, 0, 16, 8}, 0.5)), 3 * (5 + 5));
+}
+
 TEST_F(Edits, OfEverythingAreGeneration) {
   const Editor edit = editor({0, 0, 16, 16});
   const auto schedule = pipeline_->schedule("cosine", 3, {});

@@ -502,34 +502,5 @@ TEST(Comparison, ForeignFilesAreRefused) {
   expect_input_error([&] { read_eval_result((dir / "y.json").string()); }, {"y.json", "metrics.fid"});
 }
 
-TEST(GenerationClasses, ByPolicy) {
-  ModelConfig config;
-  config.generator.emplace();
-  config.generator->classes = 10;
-  const auto balanced = generation_classes("balanced", 25, 1, config, nullptr);
-  EXPECT_EQ(balanced[12], 2);
-  const auto random = generation_classes("random", 20000, 1, config, nullptr);
-  std::vector<int> counts(10, 0);
-  for (const int64_t c : random) ++counts.at(size_t(c));
-  for (const int n : counts) EXPECT_NEAR(n, 2000, 5 * std::sqrt(2000 * 0.9));  // five deviations
-  EXPECT_EQ(std::vector(random.begin(), random.begin() + 100),
-            generation_classes("random", 100, 1, config, nullptr));
-  EXPECT_NE(random, generation_classes("random", 20000, 2, config, nullptr));
-  EXPECT_EQ(generation_classes("reference", 25, 1, config, nullptr), balanced)
-      << "without a reference: in turn";
-  // As often as in the reference, in its order.
-  const testing::TempDir dir;
-  write_images(dir / "x", 3, 12);
-  write_images(dir / "y", 1, 12);
-  const auto data = open_dataset(dir.path());
-  EXPECT_EQ(generation_classes("reference", 8, 1, config, data.get()),
-            (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7}))
-      << "other classes than the model's: in turn";
-  config.class_names = data->class_names();
-  config.generator->classes = 2;
-  EXPECT_EQ(generation_classes("reference", 8, 1, config, data.get()),
-            (std::vector<int64_t>{0, 0, 0, 0, 0, 0, 1, 1}));
-}
-
 }  // namespace
 }  // namespace adanat

@@ -21,7 +21,7 @@ struct Recorder : SamplerObserver {
 
 // One step that draws every hidden position of `tokens`.
 at::Tensor draw(GeneratorImpl& net, SamplerStart start, const at::Tensor& tokens, double guidance) {
-  start.tokens = tokens, start.plain = false;
+  start.tokens = tokens, start.same_tokens = false;
   return sample(net, start, *make_table_schedule("once", cosine_table(1, {.guidance = guidance})));
 }
 

@@ -10,37 +10,22 @@
 #include "core/nn/module_state.h"
 #include "pipeline/small_model.h"
 #include "support/support.h"
-#include "text/small_encoder.h"
 
 namespace adanat {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::write_small_model;
-
-// The same for texts, with the small encoder: 77 states of width 48.
-void write_text_model(const fs::path& folder) {
-  write_small_model(folder);
-  GeneratorConfig config = *read_model_config(folder).generator;
-  config.condition = "text", config.text_width = 48, config.text_tokens = 77;
-  Generator generator(config);
-  testing::fill_procedural(*generator);
-  write_generator(folder / "generator.safetensors", config, module_state(*generator));
-  testing::write_small_encoder(folder / "text_encoder");
-  ModelConfig model;
-  model.name = "texts", model.image_size = 16;
-  write_model_config(folder, model);
-}
+using testing::write_small_text_model;
 
 TEST(ModelFolder, HoldsATextEncoder) {
   const testing::TempDir dir;
-  write_text_model(dir / "m");
+  write_small_text_model(dir / "m");
   ModelConfig config = read_model_config(dir / "m");
   EXPECT_TRUE(config.from_texts());
   EXPECT_EQ(config.files.count("text_encoder/model.safetensors"), 1u);
   EXPECT_EQ(config.files.count("text_encoder/vocab.json"), 1u);
   EXPECT_TRUE(verify_model(dir / "m", config).empty());
-  EXPECT_THROW(require_class_model(config, "eval"), InputError);
   // The padding token is kept.
   config.text_encoder.pad_token = "!";
   write_model_config(dir / "m", config);
@@ -57,7 +42,7 @@ TEST(ModelFolder, HoldsATextEncoder) {
 
 TEST(Pipeline, GeneratesFromTexts) {
   const testing::TempDir dir;
-  write_text_model(dir / "m");
+  write_small_text_model(dir / "m");
   Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
   const auto schedule = pipeline.schedule("cosine", 3, {.guidance = 2});
   EXPECT_THROW(pipeline.generate({{0}, 5, 10}, *schedule), InputError);  // no texts yet
@@ -83,7 +68,7 @@ TEST(Pipeline, GeneratesFromTexts) {
 
 TEST(Pipeline, NamesWhatATextModelLacks) {
   const testing::TempDir dir;
-  write_text_model(dir / "m");
+  write_small_text_model(dir / "m");
   const auto message = [&] {
     Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
     try {

@@ -5,6 +5,8 @@
 #include "apps/pipeline/model_folder.h"
 #include "core/generator/generator_recipe.h"
 #include "core/nn/module_state.h"
+#include "support/support.h"
+#include "text/small_encoder.h"
 
 namespace adanat::testing {
 
@@ -28,6 +30,20 @@ inline void write_small_model(const std::filesystem::path& folder) {
   write_generator(folder / "generator.safetensors", config, module_state(*generator));
   ModelConfig model;
   model.name = "small", model.image_size = 16, model.class_names = {"cat", "dog", "fox"};
+  write_model_config(folder, model);
+}
+
+// The same for texts, with the small encoder: 77 states of width 48.
+inline void write_small_text_model(const std::filesystem::path& folder) {
+  write_small_model(folder);
+  GeneratorConfig config = *read_model_config(folder).generator;
+  config.condition = "text", config.text_width = 48, config.text_tokens = 77;
+  Generator generator(config);
+  fill_procedural(*generator);
+  write_generator(folder / "generator.safetensors", config, module_state(*generator));
+  write_small_encoder(folder / "text_encoder");
+  ModelConfig model;
+  model.name = "texts", model.image_size = 16;
   write_model_config(folder, model);
 }
 

@@ -95,7 +95,7 @@ TEST_F(Recorded, ResultsOutliveTheNextRun) {
 TEST_F(Recorded, OtherShapesAreOtherRecordings) {
   const auto schedule = cosine(), weaker = cosine(0.5);
   SamplerStart known = start_of(net, {0, 1}, 1);
-  known.plain = false;
+  known.same_tokens = false;
   known.tokens[0][3] = 5;
   for (int round = 0; round < 3; ++round) {
     expect_same(start_of(net, {0, 1}, 1), *schedule);
@@ -191,8 +191,8 @@ TEST(SamplingLoop, AsksTheHostForNothing) {
   schedules.push_back(cosine(0));
   schedules.push_back(make_halton_schedule(3, 4, 4, {}));
   for (const auto& schedule : schedules) {
-    for (const bool plain : {true, false}) {
-      start.plain = plain;
+    for (const bool shared : {true, false}) {
+      start.same_tokens = shared;
       std::optional<at::Tensor> priority = schedule->priority();
       if (priority.has_value()) priority = priority->to(meta);
       const testing::HostReads reads;

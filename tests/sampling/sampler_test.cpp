@@ -257,7 +257,7 @@ TEST(Sampler, TextsShareRowsAndGiveTheSameImages) {
 TEST(Sampler, StartsFromGivenTokensAndKeepsThem) {
   Generator net = small_generator();
   SamplerStart start = plain_start(*net, at::arange(4), 1, at::arange(4));
-  start.plain = false;
+  start.same_tokens = false;
   start.tokens = start.tokens.clone();
   start.tokens.narrow(1, 0, 10).fill_(7);
   const auto schedule = cosine(3, 1);
@@ -265,6 +265,33 @@ TEST(Sampler, StartsFromGivenTokensAndKeepsThem) {
   EXPECT_TRUE((tokens.narrow(1, 0, 10) == 7).all().item<bool>());
   start.tokens.fill_(3);  // nothing to make
   EXPECT_TRUE((sample(*net, start, *schedule) == 3).all().item<bool>());
+}
+
+// Variants of one edit: step 0 takes one row per class and one for the empty one, as plain generation does,
+// and draws what a step of all rows draws.
+TEST(Sampler, TheSameKnownTokensShareRowsAtStepZero) {
+  Generator net = small_generator();
+  const at::Tensor classes = at::tensor({1, 1, 4, 1, 4, 1}, at::kLong);
+  SamplerStart start = plain_start(*net, classes, 3, at::arange(6));
+  start.tokens = start.tokens.clone();
+  start.tokens.narrow(1, 2, 9).copy_(at::arange(9).expand({6, 9}));  // 7 of 16 tokens are to be made
+  const auto rows = [&](const Schedule& schedule, bool same_tokens) {
+    start.same_tokens = same_tokens;
+    const int64_t before = net->rows_computed();
+    const at::Tensor tokens = sample(*net, start, schedule);
+    return std::pair(tokens, net->rows_computed() - before);
+  };
+  const PerSampleSchedule per_sample;
+  const auto guided = cosine(4, 1), unguided = cosine(4, 0);
+  for (const auto& [schedule, each] :
+       {std::pair<const Schedule*, int64_t>{guided.get(), 12}, {unguided.get(), 6}, {&per_sample, 12}}) {
+    const auto [shared, few] = rows(*schedule, true);
+    const auto [apart, all] = rows(*schedule, false);
+    EXPECT_EQ(few, (each == 12 ? 2 + 1 : 2) + 3 * each) << schedule->name();
+    EXPECT_EQ(all, 4 * each) << schedule->name();
+    EXPECT_TRUE(at::equal(shared, apart)) << schedule->name();
+    EXPECT_TRUE((shared.narrow(1, 2, 9) == at::arange(9)).all().item<bool>()) << schedule->name();
+  }
 }
 
 TEST(Sampler, GreedyDoesNotDependOnTheSeed) {

@@ -60,6 +60,10 @@ TEST(Bpe, TheEarlierMergeWins) {
   // Equal ranks from the left; what was joined is not joined again by a pair that is gone.
   EXPECT_EQ(tokens("aaaaa", {{"a", "a"}}), (Tokens{"aa", "aa", "a</w>"}));
   EXPECT_EQ(tokens("aaaaaa", {{"a", "a"}, {"aa", "aa"}, {"a", "a</w>"}}), (Tokens{"aaaa", "aa</w>"}));
+  // The neighbour of a pair that was to be joined is another by now, and that pair has a rank of its own.
+  EXPECT_EQ(tokens("abcd", {{"b", "c"}, {"a", "b"}, {"a", "bc"}}), (Tokens{"abc", "d</w>"}));
+  // A pair that stands there twice has its last rank.
+  EXPECT_EQ(tokens("abcd", {{"a", "b"}, {"b", "c"}, {"a", "b"}}), (Tokens{"a", "bc", "d</w>"}));
 }
 
 TEST(Bpe, CutsTextIntoWords) {
@@ -118,6 +122,9 @@ TEST(Bpe, SpecialTokensStandForThemselves) {
   // A folder that fills up with "!" makes it a special token; told to fill up with it, it stays a word.
   EXPECT_EQ(tokens("dog!", kMerges, {.pad = "!"}), (Tokens{"dog</w>", "!"}));
   EXPECT_EQ(tokens("dog!", kMerges, {.pad = "!", .pad_is_mark = false}), (Tokens{"dog</w>", "!</w>"}));
+  // Of two that begin at one place the longer one.
+  EXPECT_EQ(tokens("cat</w>ca!", kMerges, {.pad = "ca", .unknown = "cat</w>"}),
+            (Tokens{"cat</w>", "ca", "!</w>"}));
 }
 
 TEST(Bpe, PadsAndCuts) {
@@ -156,6 +163,15 @@ TEST(Bpe, ReadsFolders) {
   EXPECT_EQ(BpeTokenizer::open(dir.path()).encode("cat"), (std::vector<int64_t>{513}));
   EXPECT_EQ(BpeTokenizer::open(dir.path()).pad_id(), 518);
   EXPECT_EQ(BpeTokenizer::open(dir.path(), "!").pad_id(), '!');
+  EXPECT_EQ(BpeTokenizer::open(dir.path(), "!").encode("!"), (std::vector<int64_t>{256 + '!'}));
+  std::string merges = merges_text(kMerges);
+  for (size_t at = 0; (at = merges.find('\n', at)) != std::string::npos; at += 2)
+    merges.replace(at, 1, "\r\n");
+  const std::string vocab = vocabulary_json(small_vocabulary(kMerges)).dump();
+  EXPECT_EQ(BpeTokenizer::parse(vocab, merges, {}, "v", "m").encode("cat"), (std::vector<int64_t>{513}));
+  write_text(dir / "special_tokens_map.json", R"({"eos_token": "#"})");
+  EXPECT_EQ(BpeTokenizer::open(dir.path()).end_id(), '#');
+  EXPECT_EQ(BpeTokenizer::open(dir.path()).pad_id(), '#');
   write_text(dir / "special_tokens_map.json",
              R"({"pad_token": {"content": "#"}, "bos_token": "<|endoftext|>"})");
   EXPECT_EQ(BpeTokenizer::open(dir.path()).pad_id(), '#');
@@ -224,6 +240,7 @@ INSTANTIATE_TEST_SUITE_P(
                       BadFiles{"ThreeSymbols", kGood, "#version: 1\na b a",
                                "m.txt: line 2 must be two symbols"},
                       BadFiles{"BreakInside", kGood, "a\tb\r\r\n", "not \"a?b?\""},
+                      BadFiles{"VersionBelow", kGood, "a b\n#version x", "m.txt: pair 2"},
                       BadFiles{"UnknownSymbol", kGood, "a c",
                                "m.txt: pair 1, \"a c\", joins or makes a symbol that v.json lacks"},
                       BadFiles{"UnknownProduct", kGood, "b a", "m.txt: pair 1"}),

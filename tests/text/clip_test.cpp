@@ -169,7 +169,23 @@ TEST(ClipText, NamesWhatDoesNotFit) {
     return refusal(dir);
   };
   const std::string fc2 = "text_model.encoder.layers.1.mlp.fc2.weight";
-  EXPECT_SAYS(with([&](TensorMap& w) { w.erase(fc2); }), "lacks the tensor " + fc2);
+  EXPECT_SAYS(with([&](TensorMap& w) { w.erase(fc2); }), "lacks the tensors " + fc2);
+  EXPECT_SAYS(with([&](TensorMap& w) {
+                w.erase(fc2), w.erase("text_model.final_layer_norm.bias");
+                w["text_model.encoder.layers.3.mlp.fc3.weight"] = at::zeros({1});
+              }),
+              "num_hidden_layers is 3, but the weights have 4");
+  EXPECT_SAYS(with([&](TensorMap& w) {
+                w.erase(fc2), w.erase("text_model.final_layer_norm.bias");
+                w["text_model.encoder.layers.0.mlp.fc3.weight"] = at::zeros({1});
+              }),
+              "lacks the tensors " + fc2 +
+                  ", text_model.final_layer_norm.bias; holds "
+                  "text_model.encoder.layers.0.mlp.fc3.weight, which a CLIP text encoder does not have");
+  EXPECT_SAYS(with([&](TensorMap& w) {
+                w["text_projection.weight"] = at::zeros({40, 47});
+              }),
+              "text_projection.weight has shape [40, 47], must be [40, 48]");
   EXPECT_SAYS(with([&](TensorMap& w) {
                 w[fc2] = at::zeros({48, 95});
               }),
@@ -187,6 +203,12 @@ TEST(ClipText, NamesWhatDoesNotFit) {
   };
   EXPECT_SAYS(config([](json& c) { c["num_hidden_layers"] = 12; }),
               "num_hidden_layers is 12, but the weights have 3");
+  EXPECT_SAYS(config([](json& c) { c["hidden_size"] = 40; }), "hidden_size is 40, but the weights have 48");
+  EXPECT_SAYS(config([](json& c) { c["intermediate_size"] = 4; }),
+              "intermediate_size is 4, but the weights have 96");
+  EXPECT_SAYS(config([](json& c) { c["max_position_embeddings"] = 70; }),
+              "max_position_embeddings is 70, but the weights have 77");
+  EXPECT_SAYS(config([](json& c) { c["vocab_size"] = 700; }), "vocab_size is 700, but the weights have 600");
   EXPECT_SAYS(config([](json& c) { c["num_attention_heads"] = 5; }), "must divide the width 48, got 5");
   EXPECT_SAYS(config([](json& c) { c["hidden_act"] = "relu"; }),
               "hidden_act must be quick_gelu or gelu, got relu");
