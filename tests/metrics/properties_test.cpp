@@ -222,7 +222,9 @@ TEST(ManifoldProperties, HalfDistancesByLoopsOverPairs) {
   const auto set = [](int64_t n, double centre) {
     return (((at::randn({n, 3}) * 6 + centre).clamp(8, 63) * 16).round() + 0.0078125) / 16;
   };
-  const at::Tensor g = set(40, 33), r = set(45, 36);
+  const at::Tensor g = set(40, 33);
+  at::Tensor r = set(45, 36);
+  for (int64_t i = 1; i < 8; ++i) r[i] = r[0] + double(i) / 16;  // nearer than float16 can tell
   const ManifoldOptions options{.neighbours = 3, .density_neighbours = 5, .half = true, .block = 16};
   expect_scores_of_loops(g, r, distance, options);
 }

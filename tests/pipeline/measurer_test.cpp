@@ -146,7 +146,7 @@ TEST(Measurer, TakesTheLayersOfTheFidTools) {
 
 // Two sets with all features, measured under a protocol, and what the metrics say of these by themselves.
 struct Sets {
-  at::Tensor pool_a = at::randn({60, 6}) * 7 + 3, pool_b = at::randn({45, 6}) * 6 + 2;
+  at::Tensor pool_a = at::randn({60, 6}) * 4 + 60, pool_b = at::randn({45, 6}) * 3 + 59;
   at::Tensor spatial_a = at::randn({60, 4}), spatial_b = at::randn({45, 4}) + 1;
   at::Tensor logits = at::randn({60, 5}) * 3;
 };
@@ -190,8 +190,11 @@ TEST(MeasuredSet, EveryFigureIsTheMetricsUnderTheProtocolsSettings) {
     InceptionScore score = name == "adm" ? InceptionScore(chunk_splits(60, 25), 3, true)
                                          : InceptionScore(even_splits(60, 10, true, 2020), 10, false);
     score.add(s.logits);
-    const ManifoldScores places = manifold_scores(
-        s.pool_a, s.pool_b, {.neighbours = 4, .density_neighbours = 7, .half = p.half_distances});
+    ManifoldOptions options{.neighbours = 4, .density_neighbours = 7};
+    const ManifoldScores exact = manifold_scores(s.pool_a, s.pool_b, options);
+    options.half = name == "adm";
+    const ManifoldScores places = manifold_scores(s.pool_a, s.pool_b, options);
+    EXPECT_EQ(places.density != exact.density, options.half) << "so far from 0 float16 is seen";
     const std::vector<double> want{
         frechet_distance(sa, sb),
         frechet_distance(stats_of(s.spatial_a, narrow), stats_of(s.spatial_b, narrow)),
