@@ -12,15 +12,15 @@
 namespace adanat {
 
 void ScheduleSearchConfig::validate() const {
-  require(steps >= 1 && steps <= 1000, "steps", "1..1000", steps);
-  require(method == "random" || method == "evolution", "method", "random or evolution", method);
-  require(candidates >= 1 && candidates <= 100000, "candidates", "1..100000", candidates);
-  require(population >= 1 && population <= candidates, "population", "1..candidates", population);
-  require(spread > 0, "spread", "> 0", spread);
-  require(mutation > 0, "mutation", "> 0", mutation);
-  require(images >= 2, "images", ">= 2", images);
-  require(final_images == 0 || final_images >= 2, "final_images", "0, or 2 and more", final_images);
-  require(seed >= 0, "seed", ">= 0", seed);
+  require(steps >= 1 && steps <= 1000, "--steps", "1..1000", steps);
+  require(method == "random" || method == "evolution", "--method", "random or evolution", method);
+  require(candidates >= 1 && candidates <= 100000, "--candidates", "1..100000", candidates);
+  require(population >= 1 && population <= candidates, "--population", "1..--candidates", population);
+  require(spread > 0, "--spread", "> 0", spread);
+  require(mutation > 0, "--mutation", "> 0", mutation);
+  require(images >= 2, "--count", ">= 2", images);
+  require(final_images == 0 || final_images >= 2, "--final-count", "0, or 2 and more", final_images);
+  require(seed >= 0, "--seed", ">= 0", seed);
 }
 
 std::vector<size_t> best_tables(const std::vector<SearchedTable>& history, int64_t count) {

@@ -182,7 +182,7 @@ TextChunks parameters_chunk(const Pipeline& pipeline, const GenerateOptions& opt
   if (tabled) {
     j["guidance"] = table.guidance;
     j["guidance_curve"] = table.guidance_curve;
-    j["temperature"] = table.temperature;
+    if (!schedule.priority()) j["temperature"] = table.temperature;  // an order has none
     j["sampling_temperature"] = table.sampling_temperature;
   } else {
     j["actions"] = schedule.describe();

@@ -1,7 +1,9 @@
 // adanat info PATH: what a model folder, checkpoint, tensor file (safetensors, PyTorch, numpy), token file,
 // dataset or one of our PNGs holds.
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
+#include <span>
 
 #include "apps/adanat/cli.h"
 #include "apps/pipeline/model_folder.h"
@@ -130,6 +132,14 @@ Json describe_npy(const fs::path& path) {
   return j;
 }
 
+// What its first bytes say: the length of a JSON object that is in the file.
+bool begins_as_safetensors(std::span<const std::byte> bytes) {
+  uint64_t length = 0;
+  if (bytes.size() <= sizeof length || bytes[sizeof length] != std::byte{'{'}) return false;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  return length <= bytes.size() - sizeof length;
+}
+
 // Files of tensors, by content; null for anything else.
 Json describe_tensors(const fs::path& path, bool verify) {
   const auto file = MappedFile::open(path);
@@ -140,6 +150,7 @@ Json describe_tensors(const fs::path& path, bool verify) {
     return describe_pth(path, verify);
   }
   if (is_pth(file->bytes())) return describe_pth(path, verify);
+  if (begins_as_safetensors(file->bytes())) return describe_safetensors(path);
   const std::string_view head(reinterpret_cast<const char*>(file->data()), std::min<size_t>(file->size(), 6));
   if (head == "\x93NUMPY") return describe_npy(path);
   return nullptr;

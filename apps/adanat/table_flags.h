@@ -31,13 +31,17 @@ struct TableFlags {
     return table;
   }
 
-  // InputError: a flag is given, but the schedule brings its own numbers.
+  // InputError: a flag is given, but the schedule brings its own numbers, or has no use for it.
   void refuse_for(const Schedule& schedule) const {
     if (any() && !schedule.takes_table_options())
       throw InputError(
           cat("--guidance, --guidance-curve, --temperature and --sampling-temperature set the tables cosine, "
               "linear and halton; schedule ",
               schedule.name(), " brings its own"));
+    if (temperature && schedule.priority())
+      throw InputError(cat("--temperature: schedule ", schedule.name(),
+                           " reveals tokens in an order of its own, which no re-mask temperature changes; "
+                           "leave it out"));
   }
 };
 

@@ -7,6 +7,7 @@
 // early as an executable can: from .preinit_array, when the libraries are mapped but none has run. That costs
 // some 25 ms of processor time, the relocations of LibTorch. Whoever sets one of the variables has decided,
 // and nothing happens here.
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include <climits>
@@ -24,6 +25,9 @@ bool is_set(char** environment, const char* assignment) {
 // on as it is.
 void start_with_sleeping_threads(int, char** arguments, char** environment) {
   if (is_set(environment, "OMP_WAIT_POLICY=") || is_set(environment, "GOMP_SPINCOUNT=")) return;
+  // Started as an argument of the dynamic loader (`ld-linux-x86-64.so.2 adanat ...`), which has none itself:
+  // /proc/self/exe is the loader then, and would take the first argument for the program.
+  if (::getauxval(AT_BASE) == 0) return;
   constexpr size_t kMost = 4096;
   static char* extended[kMost + 2];
   static char wait_policy[] = "OMP_WAIT_POLICY=passive";

@@ -76,8 +76,8 @@ Json read_json_file(const std::string& path) {
   if (!in) throw InputError(cat(path, ": cannot be read (no such file, or no permission)"));
   constexpr size_t kLimit = size_t(64) << 20, kBlock = size_t(64) << 10;
   std::string text;
-  while (in &&
-         text.size() <= kLimit) {  // what the file takes, not what it might: pipes have no size to ask for
+  // As much memory as the file takes, not as much as it may take; a pipe has no size to ask for.
+  while (in && text.size() <= kLimit) {
     const size_t had = text.size();
     text.resize(had + kBlock);
     in.read(text.data() + had, kBlock);

@@ -3,9 +3,12 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <numbers>
+
+#include "core/base/log.h"
 
 namespace adanat {
 namespace {
@@ -176,17 +179,30 @@ std::unique_ptr<Schedule> make_halton_schedule(int64_t steps, int64_t grid_heigh
                                          halton_ranks(grid_height, grid_width));
 }
 
+namespace {
+
+// A table that a person named; what of it is not taken as it stands is said.
+std::unique_ptr<Schedule> named_table(const std::string& name, ScheduleTable table) {
+  const auto small = [](double w) { return w > 0 && w < kNoGuidanceBelow; };
+  if (const auto count = std::count_if(table.guidance.begin(), table.guidance.end(), small); count > 0)
+    note(cat("schedule ", name, ": guidance below ", kNoGuidanceBelow, " counts as none, at ", count, " of ",
+             table.steps, " steps"));
+  return make_table_schedule(name, std::move(table));
+}
+
+}  // namespace
+
 std::unique_ptr<Schedule> make_schedule(const std::string& name, int64_t steps, const TableOptions& options,
                                         int64_t grid_height, int64_t grid_width) {
   if (name.size() > 5 && name.ends_with(".json")) {
     ScheduleTable table = read_schedule_file(name);
     if (steps != 0 && steps != table.steps)
       throw InputError(cat(name, ": is a schedule of ", table.steps, " steps, but --steps says ", steps));
-    return make_table_schedule(name, std::move(table));
+    return named_table(name, std::move(table));
   }
-  if (name == "cosine") return make_table_schedule(name, cosine_table(steps, options));
-  if (name == "linear") return make_table_schedule(name, linear_table(steps, options));
-  if (name == "autonat") return make_table_schedule(name, autonat_table(steps));
+  if (name == "cosine") return named_table(name, cosine_table(steps, options));
+  if (name == "linear") return named_table(name, linear_table(steps, options));
+  if (name == "autonat") return named_table(name, autonat_table(steps));
   if (name == "halton") return make_halton_schedule(steps, grid_height, grid_width, options);
   throw InputError(
       cat("--schedule ", name, ": must be adaptive, cosine, linear, autonat, halton or a FILE.json"));

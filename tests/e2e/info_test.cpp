@@ -31,6 +31,15 @@ TEST(Info, ListsAPyTorchFile) {
   EXPECT_NE(text.out.find("model.policy.actor.linear3.weight F32 ["), std::string::npos) << text.out;
 }
 
+TEST(Info, KnowsSafetensorsByTheirContent) {
+  const TempDir dir;
+  const fs::path model = testing::source_dir() / "models/mnist";
+  fs::copy_file(model / "generator.safetensors", dir / "weights.bin");
+  const auto run = adanat_run(dir, "info --json " + (dir / "weights.bin").string());
+  ASSERT_EQ(run.status, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out).at("kind"), "safetensors");
+}
+
 TEST(Info, HostileAndDamagedFilesAreSafe) {
   const TempDir dir;
   for (const auto& entry : fs::directory_iterator(checkpoint(""))) {

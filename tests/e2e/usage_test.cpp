@@ -209,5 +209,38 @@ TEST(Usage, AConfigThatContradictsItsWeightsIsExplained) {
       "generator.safetensors: "));
 }
 
+// The dynamic loader is /proc/self/exe then, which must not be started in the program's place.
+TEST(Usage, RunsAsAnArgumentOfTheDynamicLoader) {
+  const fs::path loader = "/lib64/ld-linux-x86-64.so.2";
+  if (!fs::exists(loader)) GTEST_SKIP() << "skipped: no " << loader;
+  const TempDir dir;
+  const std::string out = (dir / "out").string();
+  const std::string command = "env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT " + loader.string() + " " +
+                              testing::binary() + " --version >" + out;
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  EXPECT_TRUE(read_file(out).starts_with("adanat ")) << read_file(out);
+}
+
+TEST(Usage, FlagsWithoutEffectAreRefused) {
+  const TempDir dir;
+  const std::string generate = "generate -m " + model() + " -o " + (dir / "x.png").string() + " -n 1 ";
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir, generate + "--schedule halton --temperature 2"), 2,
+                                "--temperature: schedule halton"));
+  const auto run = adanat_run(dir, generate + "--schedule halton --steps 2 --sampling-temperature 0.9");
+  EXPECT_EQ(run.status, 0) << run.err;
+  const std::string told = adanat_run(dir, "info --json " + (dir / "x.png").string()).out;
+  EXPECT_NE(told.find("sampling_temperature\\\":"), std::string::npos) << told;
+  EXPECT_EQ(told.find("\\\"temperature\\\":"), std::string::npos) << told;
+}
+
+TEST(Usage, SearchNamesItsFlags) {
+  const TempDir dir;
+  const std::string search = "search schedule -m " + model() + " --reference x -o x.json ";
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir, search + "--count 1"), 2, "--count must be"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir, search + "--final-count 1"), 2, "--final-count must be"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir, search + "--candidates 3 --population 4"), 2,
+                                "--population must be 1..--candidates"));
+}
+
 }  // namespace
 }  // namespace adanat
