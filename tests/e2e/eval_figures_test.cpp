@@ -5,8 +5,10 @@
 
 #include <cmath>
 
+#include "apps/pipeline/conditions.h"
 #include "apps/pipeline/evaluate.h"
 #include "apps/pipeline/image_batches.h"
+#include "apps/pipeline/pipeline.h"
 #include "core/base/sha256.h"
 #include "core/io/npy.h"
 #include "core/metrics/image_metrics.h"
