@@ -20,10 +20,18 @@
 #include "core/io/atomic_file.h"
 #include "core/metrics/image_metrics.h"
 #include "core/nn/device.h"
+#include "core/nn/linear.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
 namespace {
+
+// The options of a table that reach the images: an order of its own knows no re-mask temperature.
+Json table_in_force(const Schedule& schedule, const TableOptions& table) {
+  Json out = config_to_json(table);
+  if (schedule.priority().has_value()) out.erase("temperature");
+  return out;
+}
 
 struct EvalOptions {
   std::string model, images, reference, weights, metrics, protocol, schedule, policy, save_stats, labels,
@@ -249,6 +257,7 @@ MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, Conditions& 
                  {"weights", e.measurer.weights_hash()},
                  {"spatial", e.metrics.spatial},
                  {"device", e.device.str()},
+                 {"float32_library", e.device.is_cpu() ? float32_library() : ""},
                  {"dtype", dtype_name(parse_dtype(o.compute.dtype, e.device))}};
   FeatureCache cache(o.cache == "none" ? fs::path()
                      : o.cache.empty() ? FeatureCache::default_folder()
@@ -450,7 +459,7 @@ void run_eval(const EvalOptions& o) {
     measure_given(e, images, "measure");
     finish(*images.set, images.description, {});
   } else {
-    const Json described = schedule->takes_table_options() ? config_to_json(table) : Json();
+    const Json described = schedule->takes_table_options() ? table_in_force(*schedule, table) : Json();
     for (int64_t r = 0; r < o.repeats; ++r)
       finish(generate_and_measure(e, *pipeline, *conditions, *schedule, described, o.seed + r),
              "the generated set", {});
@@ -481,7 +490,7 @@ void run_eval(const EvalOptions& o) {
     j["schedule"] = schedule->name();
     j["steps"] = schedule->steps();
     if (schedule->takes_table_options())
-      j["table"] = config_to_json(table);
+      j["table"] = table_in_force(*schedule, table);
     else
       j["actions"] = schedule->describe();
     j["model_hash"] = pipeline->model_hash();

@@ -68,17 +68,16 @@ SequentialReader::Decoded SequentialReader::decode(int64_t first) const {
 }
 
 std::optional<SequentialBatch> SequentialReader::next() {
-  if (!ahead_.valid()) return std::nullopt;
-  Decoded ready = ahead_.get();
-  skipped_ += ready.skipped;
-  delivered_ += ready.batch.labels.size(0);
-  if (ready.next_item < dataset_.size())
-    ahead_ = std::async(std::launch::async, [this, item = ready.next_item] { return decode(item); });
-  if (ready.batch.labels.size(0) == 0) {
+  while (ahead_.valid()) {
+    Decoded ready = ahead_.get();
+    skipped_ += ready.skipped;
+    delivered_ += ready.batch.labels.size(0);
+    if (ready.next_item < dataset_.size())
+      ahead_ = std::async(std::launch::async, [this, item = ready.next_item] { return decode(item); });
+    if (ready.batch.labels.size(0) > 0) return std::move(ready.batch);
     if (delivered_ == 0) throw InputError(cat(dataset_.describe(), ": none of its images can be read"));
-    return next();  // a whole batch of broken items; ends when nothing is ahead
   }
-  return std::move(ready.batch);
+  return std::nullopt;
 }
 
 }  // namespace adanat

@@ -29,6 +29,10 @@ std::optional<size_t> RangeAllocator::take(size_t size) {
   return std::nullopt;
 }
 
+size_t RangeAllocator::size_of(size_t offset) const {
+  return taken_.at(offset);
+}
+
 void RangeAllocator::give_back(size_t offset) {
   const auto block = taken_.find(offset);
   auto part = free_.emplace(offset, block->second).first;
@@ -48,6 +52,9 @@ namespace {
 
 // Smaller tensors come from malloc, which is quicker with them.
 constexpr size_t kLarge = size_t{128} << 10;
+// From here on filling fresh pages is a small part of what is done with them, and keeping them a large one of
+// the memory that other work may want.
+constexpr size_t kHuge = size_t{256} << 20;
 constexpr size_t kLine = 64;  // LibTorch's alignment
 // Between two tensors: those of whole pages would all begin at the same place of a page otherwise, where the
 // processor takes a store to one for a store to the other.
@@ -84,8 +91,17 @@ class TensorHeap final : public c10::Allocator {
     auto* const byte = static_cast<std::byte*>(p);
     TensorHeap& heap = *in_use;
     if (byte < heap.begin_ || byte >= heap.end_) return c10::free_cpu(p);
+    const auto offset = size_t(byte - heap.begin_);
     const std::lock_guard lock(heap.mutex_);
-    heap.range_.give_back(size_t(byte - heap.begin_));
+    if (const size_t size = heap.range_.size_of(offset); size >= kHuge) return_pages(byte, size);
+    heap.range_.give_back(offset);
+  }
+
+  // The whole pages within [begin, begin + size) to the system; their addresses stay taken.
+  static void return_pages(std::byte* begin, size_t size) {
+    static const auto page = size_t(sysconf(_SC_PAGESIZE));
+    const size_t ahead = (page - reinterpret_cast<uintptr_t>(begin) % page) % page;
+    madvise(begin + ahead, (size - ahead) / page * page, MADV_DONTNEED);
   }
 
   std::byte* const begin_;

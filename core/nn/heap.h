@@ -19,15 +19,16 @@ class RangeAllocator {
  public:
   explicit RangeAllocator(size_t size);
   std::optional<size_t> take(size_t size);  // the offset; size >= 1; empty where nothing is large enough
-  void give_back(size_t offset);            // one that take() gave
+  size_t size_of(size_t offset) const;      // of a part that take() gave
+  void give_back(size_t offset);            // as well
 
  private:
   std::map<size_t, size_t> free_, taken_;  // offset -> size
 };
 
-// From now on freed memory stays with the process, and LibTorch's large tensors lie in a range of their own
-// (of the address space, as large as the machine's memory; where it cannot be had, they come from malloc as
-// before). Once, before the first tensor is made.
+// From now on freed memory (but for blocks of 256 MiB and more) stays with the process, and LibTorch's large
+// tensors lie in a range of their own (of the address space, as large as the machine's memory; where it
+// cannot be had, they come from malloc as before). Once, before the first tensor is made.
 void keep_freed_memory();
 
 }  // namespace adanat

@@ -41,7 +41,7 @@ bool int8_supported();
 int64_t quantize_linears(torch::nn::Module& module);
 
 // Which library multiplies float32 matrices on this CPU: "oneDNN", or "MKL" (what LibTorch itself takes). The
-// first call times both, unless use_float32_library came before.
+// first question (also of a layer) times both.
 const char* float32_library();
 // From here on, for the whole process. InputError for another name, and for oneDNN where LibTorch has none.
 void use_float32_library(const std::string& name);

@@ -1,5 +1,6 @@
 #include "core/sampling/recorded_sampler.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
@@ -13,6 +14,21 @@ namespace {
 // Each holds the activations of a whole run in memory of its own: few, but enough for a full and a last batch
 // of several classes.
 constexpr size_t kMostShapes = 4;
+
+// As `start`, with distinct conditions up to a multiple of 8 or the batch: their number differs from batch to
+// batch where classes are drawn at random, and each would be a recording. A few rows are computed for
+// nothing.
+SamplerStart with_even_conditions(SamplerStart start) {
+  constexpr int64_t kMultiple = 8;
+  at::Tensor& distinct = start.classes.distinct;
+  const int64_t count = distinct.size(0), batch = start.tokens.size(0);
+  const int64_t extra = std::min((count + kMultiple - 1) / kMultiple * kMultiple, batch) - count;
+  if (extra <= 0) return start;
+  std::vector<int64_t> sizes = distinct.sizes().vec();
+  sizes[0] = extra;
+  distinct = at::cat({distinct, distinct.narrow(0, 0, 1).expand(sizes)});
+  return start;
+}
 
 // Every tensor of a start that the loop reads.
 std::array<at::Tensor*, 7> tensors_of(SamplerStart& start) {
@@ -35,7 +51,7 @@ void RecordedSampler::record(Entry& entry, const SamplerStart& start, const Sche
     });
   } catch (const c10::Error& e) {
     const std::string why = e.what_without_backtrace();
-    warning(cat("the steps of a generation cannot be recorded as one launch, which only costs time (",
+    warning(cat("the steps of a generation cannot be recorded as one launch, and go one by one (",
                 why.substr(0, why.find('\n')), ")"));
   }
   entry.refused = entry.recording == nullptr;
@@ -48,11 +64,14 @@ at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& sc
   const bool known = start.classes.of.is_same(start.condition);
   if (watched || !known) return adanat::sample(generator_, start, schedule, observers);
 
-  const Shape shape{schedule.serial(), start.tokens.size(0), start.tokens.size(1), start.same_tokens,
-                    start.classes.distinct.size(0)};
+  SamplerStart now = with_even_conditions(start);
+  const Shape shape{schedule.serial(), now.tokens.size(0), now.tokens.size(1), now.same_tokens,
+                    now.classes.distinct.size(0)};
   const auto found =
       std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) { return e.shape == shape; });
   if (found == entries_.end()) {
+    // One schedule is in use at a time (a search comes back to none): what others left only takes memory.
+    entries_.remove_if([&](const Entry& e) { return std::get<0>(e.shape) != schedule.serial(); });
     entries_.emplace_front().shape = shape;
     if (entries_.size() > kMostShapes) entries_.pop_back();
     return adanat::sample(generator_, start, schedule, observers);
@@ -60,10 +79,9 @@ at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& sc
   entries_.splice(entries_.begin(), entries_, found);
   Entry& entry = entries_.front();
   const bool fresh = entry.recording == nullptr && !entry.refused;
-  if (fresh) record(entry, start, schedule);
+  if (fresh) record(entry, now, schedule);
   if (entry.refused) return adanat::sample(generator_, start, schedule, observers);
   if (!fresh) {
-    SamplerStart now = start;
     const auto to = tensors_of(entry.start), from = tensors_of(now);
     for (size_t i = 0; i < to.size(); ++i) to[i]->copy_(*from[i], /*non_blocking=*/true);
   }

@@ -10,10 +10,11 @@
 
 namespace adanat {
 
-// Keeps what it records for one generator, whose weights must not change meanwhile. The first run of a shape
-// (schedule, batch, number of distinct conditions) goes step by step, which also prepares
-// the libraries; the second one is recorded, and replayed from then on. Where nothing can record, where the
-// start does not know its classes or an observer reads the steps, it is sample(). Not thread-safe.
+// Keeps what it records for one generator, whose weights must not change meanwhile, and one schedule: that of
+// the last run. The first run of a shape (batch, about as many distinct conditions) goes step by step, which
+// also prepares the libraries; the second one is recorded, and replayed from then on. Where nothing can
+// record, where the start does not know its classes or an observer reads the steps, it is sample(). Not
+// thread-safe.
 class RecordedSampler {
  public:
   explicit RecordedSampler(GeneratorImpl& generator) : generator_(generator) {}

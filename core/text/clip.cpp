@@ -167,10 +167,15 @@ void find_tower(const TensorMap& tensors, Parts& parts) {
   if (!holds(parts.prefix))
     throw InputError(
         cat(parts.where, ": holds no CLIP text encoder: lacks text_model.embeddings.token_embedding.weight"));
+  const auto of_tower = [&](const std::string& name) {
+    if (!parts.prefix.empty()) return name.starts_with(parts.prefix);
+    return name.starts_with("embeddings.") || name.starts_with("encoder.") ||
+           name.starts_with("final_layer_norm.");
+  };
   for (const auto& [name, tensor] : tensors) {
     if (name == "text_projection.weight")
       parts.projection = tensor;
-    else if (name.starts_with(parts.prefix) && !name.ends_with("position_ids"))
+    else if (of_tower(name) && !name.ends_with("position_ids"))
       parts.tower.emplace(name.substr(parts.prefix.size()), tensor);
   }
 }

@@ -12,6 +12,7 @@
 #include "core/base/sha256.h"
 #include "core/io/npy.h"
 #include "core/metrics/image_metrics.h"
+#include "core/nn/linear.h"
 #include "e2e/eval_fixture.h"
 #include "pipeline/small_model.h"
 #include "support/random_inception.h"
@@ -62,6 +63,7 @@ TEST_F(EvalFigures, TheCacheKeyHoldsAllThatFeaturesDependOn) {
                   {"quantise", "uint8"},
                   {"spatial", false},
                   {"device", "cpu"},
+                  {"float32_library", float32_library()},
                   {"dtype", "float32"}};
   for (const auto& [name, value] : want.items()) EXPECT_EQ(key.value(name, Json()), value) << name;
   EXPECT_EQ(key.at("table"), result.at("table"));
@@ -69,6 +71,14 @@ TEST_F(EvalFigures, TheCacheKeyHoldsAllThatFeaturesDependOn) {
   EXPECT_TRUE(key.contains("schedule")) << "what an adaptive schedule's policy was";
   EXPECT_TRUE(key.contains("format"));
   EXPECT_EQ(key.size(), want.size() + 3);
+}
+
+TEST_F(EvalFigures, AnOrderHasNoTemperature) {
+  write_set("b", 8, 99);
+  const Json result = run("eval --quiet -m " + model() +
+                          " --count 4 --steps 2 --schedule halton --cache none --reference " + path("b"));
+  EXPECT_TRUE(result.at("table").contains("guidance"));
+  EXPECT_FALSE(result.at("table").contains("temperature"));
 }
 
 TEST_F(EvalFigures, RepeatsAreSeedsAndTheFirstIsSaved) {

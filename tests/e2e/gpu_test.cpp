@@ -75,6 +75,15 @@ TEST_F(Gpu, ReplayedRunsMakeTheSameImages) {
       EXPECT_EQ(read_image(path("replayed/") + name).rgb, read_image(path("stepped/") + name).rgb)
           << schedule << " " << name;
   }
+  // Known tokens, and the same in every sample.
+  const std::string edit =
+      cat("edit --quiet --steps 4 -n 24 -b 8 -c 14 --box 8,8,16,16 --dtype bfloat16 --device ", device(),
+          " -m ", model("signs"), " -i ", path("stepped/00000.png"), " -o ");
+  expect_ok(edit + path("edits-replayed/"));
+  expect_ok(edit + path("edits-stepped/") + " --trace " + path("trace.json"));
+  for (const char* name : {"00008.png", "00023.png"})
+    EXPECT_EQ(read_image(path("edits-replayed/") + name).rgb, read_image(path("edits-stepped/") + name).rgb)
+        << name;
 }
 
 TEST_F(Gpu, EditsAndMeasures) {

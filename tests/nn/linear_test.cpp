@@ -76,18 +76,21 @@ TEST(Linear, HasTheGradientsOfTorch) {
   for (const auto& [in, out] : {std::pair<int64_t, int64_t>{64, 96}, {96, 33}, {31, 257}, {1, 1}}) {
     for (const bool bias : {true, false}) {
       torch::nn::Linear layer = filled(in, out, bias);
-      const at::Tensor x = at::randn({3, 13, in}), weights = at::randn({3, 13, out});
-      const auto wanted = with_gradients(layer, x, weights, false);
-      {
-        const Library mkl("MKL");
+      // The last one is what sum() sends back: one number for all, stored once.
+      const at::Tensor x = at::randn({3, 13, in});
+      for (const at::Tensor& weights : {at::randn({3, 13, out}), at::ones({1}).expand({3, 13, out})}) {
+        const auto wanted = with_gradients(layer, x, weights, false);
+        {
+          const Library mkl("MKL");
+          const auto made = with_gradients(layer, x, weights, true);
+          for (size_t i = 0; i < wanted.size(); ++i) EXPECT_TRUE(at::equal(made[i], wanted[i])) << i;
+        }
+        const Library onednn("oneDNN");
         const auto made = with_gradients(layer, x, weights, true);
-        for (size_t i = 0; i < wanted.size(); ++i) EXPECT_TRUE(at::equal(made[i], wanted[i])) << i;
+        // Roundings of as many float products as each sum has.
+        for (size_t i = 0; i < wanted.size(); ++i)
+          EXPECT_CLOSE(made[i], wanted[i], 2e-6 * double(std::max<int64_t>({in, out, 39})));
       }
-      const Library onednn("oneDNN");
-      const auto made = with_gradients(layer, x, weights, true);
-      // Roundings of as many float products as each sum has.
-      for (size_t i = 0; i < wanted.size(); ++i)
-        EXPECT_CLOSE(made[i], wanted[i], 2e-6 * double(std::max<int64_t>({in, out, 39})));
     }
   }
 }

@@ -93,17 +93,36 @@ TEST_F(Recorded, ResultsOutliveTheNextRun) {
 }
 
 TEST_F(Recorded, OtherShapesAreOtherRecordings) {
-  const auto schedule = cosine(), weaker = cosine(0.5);
+  const auto schedule = cosine();
   SamplerStart known = start_of(net, {0, 1}, 1);
   known.same_tokens = false;
   known.tokens[0][3] = 5;
   for (int round = 0; round < 3; ++round) {
     expect_same(start_of(net, {0, 1}, 1), *schedule);
-    expect_same(start_of(net, {1, 1}, 1), *schedule);  // one row at step 0 instead of two
-    expect_same(start_of(net, {0, 1}, 1), *weaker);
+    expect_same(start_of(net, {0, 1, 2}, 1), *schedule);
     expect_same(known, *schedule);
   }
-  EXPECT_EQ(recordings, 4);
+  EXPECT_EQ(recordings, 3);
+}
+
+TEST_F(Recorded, OneServesOtherNumbersOfConditions) {
+  const auto schedule = cosine();
+  for (const int64_t distinct : {10, 9, 10, 9, 9}) {
+    std::vector<int64_t> classes;
+    for (int64_t i = 0; i < 20; ++i) classes.push_back((i * 7 + distinct) % distinct);
+    expect_same(start_of(net, classes, distinct), *schedule);
+  }
+  for (const auto& classes : std::vector<std::vector<int64_t>>{{0, 1, 2}, {3, 3, 3}, {4, 5, 4}})
+    expect_same(start_of(net, classes, 1), *schedule);
+  EXPECT_EQ(recordings, 2);
+}
+
+TEST_F(Recorded, AnotherScheduleTakesThePlace) {
+  const auto schedule = cosine(), weaker = cosine(0.5);
+  const SamplerStart start = start_of(net, {0, 1}, 1);
+  for (const Schedule* s : {schedule.get(), weaker.get(), schedule.get()})
+    for (int run = 0; run < 2; ++run) expect_same(start, *s);
+  EXPECT_EQ(recordings, 3);
 }
 
 TEST_F(Recorded, KeepsFewShapes) {
