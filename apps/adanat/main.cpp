@@ -8,6 +8,7 @@
 #include "apps/adanat/cli.h"
 #include "core/base/edit_distance.h"
 #include "core/base/error.h"
+#include "core/base/interrupt.h"
 #include "core/base/text.h"
 #include "core/nn/device.h"
 #include "core/nn/heap.h"
@@ -109,6 +110,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  adanat::receive_signals_apart();
   adanat::keep_freed_memory();
   std::signal(SIGPIPE, SIG_IGN);     // a reader that went away is a failed write, not a sudden end
   adanat::kernels::load_cuda_ops();  // before the first call into torch, which fixes what devices there are

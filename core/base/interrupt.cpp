@@ -1,30 +1,67 @@
 #include "core/base/interrupt.h"
 
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+
 #include <csignal>
+#include <mutex>
+#include <thread>
 
 #include "core/base/error.h"
 
 namespace adanat {
 namespace {
+
 volatile std::sig_atomic_t g_signal = 0;
+timespec g_first = {};  // when it came; written and read by the one thread that receives signals
+
+// GNU timeout sends its signal to the program and then to the program's group; a terminal that is closed
+// sends its hang-up from the shell and from the kernel.
+constexpr double kSameRequestSeconds = 1;
+
+double seconds_between(const timespec& a, const timespec& b) {
+  return double(b.tv_sec - a.tv_sec) + 1e-9 * double(b.tv_nsec - a.tv_nsec);
+}
 
 void on_signal(int signal) {
-  // A terminal that is closed sends its hang-up twice, from the shell and from the kernel.
-  if (g_signal != 0 && signal == SIGHUP) return;
-  if (g_signal != 0) {
-    // Asked twice: the default action ends the process.
-    std::signal(signal, SIG_DFL);
-    std::raise(signal);
+  timespec now = {};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  if (g_signal == 0) {
+    g_first = now;
+    g_signal = signal;
     return;
   }
-  g_signal = signal;
+  if (signal == SIGHUP || seconds_between(g_first, now) < kSameRequestSeconds) return;
+  // Asked again: the default action ends the process.
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
 }
+
+void start_receiver() {
+  sigset_t ours, before;
+  sigemptyset(&ours);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&ours, signal);
+  pthread_sigmask(SIG_BLOCK, &ours, &before);
+  std::thread([before] {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    for (;;) pause();
+  }).detach();
+}
+
 }  // namespace
 
+void receive_signals_apart() {
+  static std::once_flag started;
+  std::call_once(started, start_receiver);
+}
+
 void install_interrupt_handlers() {
+  receive_signals_apart();
   struct sigaction action = {};
   action.sa_handler = on_signal;
-  sigemptyset(&action.sa_mask);
+  // One at a time, and those that come meanwhile after it: the receiver's state needs no lock.
+  sigfillset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);

@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <csignal>
+#include <thread>
 
 #include "core/base/error.h"
 #include "core/base/interrupt.h"
@@ -30,29 +32,92 @@ TEST(Errors, CarryTheirExitCodes) {
   EXPECT_EQ(cat("a", 1, "-", 2.5), "a1-2.5");
 }
 
-TEST(Interrupt, FirstSignalIsAFlagSecondEnds) {
-  EXPECT_EXIT(
-      {
-        install_interrupt_handlers();
-        std::raise(SIGTERM);
-        if (interrupt_signal() != SIGTERM) _exit(1);
-        try {
-          check_interrupt();
-        } catch (const Interrupted& e) {
-          _exit(e.exit_code());
-        }
-        _exit(2);
-      },
-      ::testing::ExitedWithCode(143), "");
-  EXPECT_EXIT(
-      {
-        install_interrupt_handlers();
-        std::raise(SIGTERM);
-        std::raise(SIGTERM);
-        _exit(0);
-      },
-      ::testing::KilledBySignal(SIGTERM), "");
+// Sends `signal` to this process and waits until it was answered.
+void send_to_self(int signal) {
+  kill(getpid(), signal);
+  for (int i = 0; i < 10'000 && interrupt_signal() == 0; ++i) usleep(1'000);
 }
+
+[[noreturn]] void be_asked() {
+  install_interrupt_handlers();
+  send_to_self(SIGTERM);
+  if (interrupt_signal() != SIGTERM) _exit(1);
+  try {
+    check_interrupt();
+  } catch (const Interrupted& e) {
+    _exit(e.exit_code());
+  }
+  _exit(2);
+}
+
+TEST(Interrupt, FirstSignalIsAFlag) {
+  EXPECT_EXIT(be_asked(), ::testing::ExitedWithCode(143), "");
+}
+
+// GNU timeout sends its signal twice in a row.
+[[noreturn]] void be_asked_by_timeout() {
+  install_interrupt_handlers();
+  send_to_self(SIGTERM);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) kill(getpid(), signal), usleep(50'000);
+  _exit(interrupt_signal());
+}
+
+TEST(Interrupt, OneThatFollowsAtOnceIsTheSameRequest) {
+  EXPECT_EXIT(be_asked_by_timeout(), ::testing::ExitedWithCode(SIGTERM), "");
+}
+
+[[noreturn]] void be_asked_again() {
+  install_interrupt_handlers();
+  send_to_self(SIGTERM);
+  sleep(1), usleep(100'000);
+  kill(getpid(), SIGHUP);  // a closing terminal is not impatient
+  usleep(100'000);
+  kill(getpid(), SIGINT);
+  sleep(10);
+  _exit(0);
+}
+
+TEST(Interrupt, OneASecondLaterEnds) {
+  EXPECT_EXIT(be_asked_again(), ::testing::KilledBySignal(SIGINT), "");
+}
+
+#if defined(__x86_64__)
+// Spins until *done, with the stack pointer where no stack is, as oneDNN's generated products do. If a signal
+// is answered on this thread, its frame lands in the page below, which may not be written.
+void spin_without_a_stack(const volatile int* done, char* not_a_stack) {
+  asm volatile(
+      "mov %%rsp, %%r12\n"
+      "mov %1, %%rsp\n"
+      "1: pause\n"
+      "cmpl $0, (%0)\n"
+      "je 1b\n"
+      "mov %%r12, %%rsp\n"
+      :
+      : "r"(done), "r"(not_a_stack)
+      : "r12", "memory", "cc");
+}
+
+[[noreturn]] void be_asked_without_a_stack() {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  void* const memory = mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  mprotect(memory, page, PROT_NONE);
+  install_interrupt_handlers();
+  volatile int done = 0;
+  std::thread sender([&] {
+    usleep(50'000);  // the other one spins by then
+    send_to_self(SIGTERM);
+    usleep(50'000);
+    done = 1;
+  });
+  spin_without_a_stack(&done, static_cast<char*>(memory) + page);
+  sender.join();
+  _exit(interrupt_signal());
+}
+
+TEST(Interrupt, IsNotAnsweredWhereThereIsNoStack) {
+  EXPECT_EXIT(be_asked_without_a_stack(), ::testing::ExitedWithCode(SIGTERM), "");
+}
+#endif
 
 TEST(Log, Durations) {
   EXPECT_EQ(format_duration(4.06), "4.1 s");
