@@ -7,32 +7,11 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
 #endif
-// One object per instruction set, as in decode_step_row.cpp.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define ADANAT_X86_VERSIONS 1
-#endif
 
 namespace adanat::kernels {
 
-namespace baseline {
-#include "kernels/int8_rows.inl"
-}
-
-#ifdef ADANAT_X86_VERSIONS
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
-namespace avx2 {
-#include "kernels/int8_rows.inl"
-}
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
-namespace avx512 {
-#include "kernels/int8_rows.inl"
-}
-#pragma GCC pop_options
-#endif
+#define ADANAT_VERSIONS_OF "kernels/int8_rows.inl"
+#include "kernels/isa_versions.inl"
 
 const Int8Rows& int8_rows([[maybe_unused]] Isa isa) {
 #ifdef ADANAT_X86_VERSIONS

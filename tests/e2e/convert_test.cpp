@@ -90,9 +90,7 @@ TEST_F(ConvertCommand, GreedyTokensAreTheMethods) {
   const TensorMap saved = read_tensors(dir_ / "tokens.safetensors");
 
   const at::NoGradGuard no_grad;
-  Generator net(testing::uvit_class_config());
-  testing::fill_procedural(*net);
-  net->eval();
+  Generator net = testing::procedural_generator(testing::uvit_class_config());
   const int64_t mask = 32;
   const at::Tensor classes = at::arange(10), none = at::full({10}, 10, at::kLong);
   at::Tensor tokens = at::full({10, 16}, mask, at::kLong), proposal;

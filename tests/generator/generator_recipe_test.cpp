@@ -7,10 +7,12 @@
 
 #include "core/generator/generator_init.h"
 #include "core/train/trainer.h"
-#include "support/support.h"
+#include "support/recipes.h"
 
 namespace adanat {
 namespace {
+
+using testing::state_of;
 
 // 64 rows whose tokens are fixed by their class: easy to learn.
 TokenFile class_patterns() {
@@ -32,14 +34,6 @@ GeneratorTrainConfig small_config(int64_t steps) {
   config.loop.steps = steps, config.loop.log_every = 5;
   config.dtype = "float32";
   return config;
-}
-
-TensorMap state_of(const Recipe& recipe) {
-  TensorMap out;
-  recipe.save(out);
-  TensorMap copies;
-  for (const auto& [name, tensor] : out) copies[name] = tensor.clone();
-  return copies;
 }
 
 TEST(GeneratorRecipe, LearnsTheClassesAndDropsTheLoss) {

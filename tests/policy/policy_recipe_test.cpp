@@ -11,12 +11,15 @@
 #include "core/nn/module_state.h"
 #include "core/sampling/observers.h"
 #include "policy/rollout.h"
-#include "support/support.h"
+#include "support/recipes.h"
+#include "support/small_generator.h"
 
 namespace adanat {
 namespace {
 
 using testing::TempDir;
+using testing::state_of;
+using testing::value_of;
 
 // Plain colours, 8x8, of 3 classes.
 class Colours : public ImageDataset {
@@ -133,16 +136,15 @@ PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
   at::set_num_threads(1);
   at::manual_seed(1);
   PolicyParts parts;
-  parts.generator = Generator(GeneratorConfig{.width = 16,
-                                              .depth = 2,
-                                              .heads = 2,
-                                              .codes = 24,
-                                              .grid_height = 4,
-                                              .grid_width = 4,
-                                              .condition = "class",
-                                              .classes = 3,
-                                              .dropout = 0});
-  testing::fill_procedural(*parts.generator);
+  parts.generator = testing::procedural_generator({.width = 16,
+                                                   .depth = 2,
+                                                   .heads = 2,
+                                                   .codes = 24,
+                                                   .grid_height = 4,
+                                                   .grid_width = 4,
+                                                   .condition = "class",
+                                                   .classes = 3,
+                                                   .dropout = 0});
   TokenizerConfig tokenizer;
   tokenizer.image_size = 8, tokenizer.channels = 8, tokenizer.channel_multipliers = {1};
   tokenizer.residual_blocks = 1, tokenizer.latent_channels = 4, tokenizer.codes = 24, tokenizer.unshuffle = 2;
@@ -178,39 +180,10 @@ std::unique_ptr<Recipe> make(PolicyTrainConfig config, PolicyParts parts = tiny_
   return make_policy_recipe(std::move(config), std::move(parts), std::make_shared<Colours>(), init, context);
 }
 
-double value_of(const StepReport& report, const std::string& name) {
-  for (const auto& [known, value] : report.values)
-    if (known == name) return value.item<double>();
-  ADD_FAILURE() << "no value " << name;
-  return NAN;
-}
-
-TensorMap state_of(const Recipe& recipe) {
-  TensorMap out;
-  recipe.save(out);
-  for (auto& [name, tensor] : out) tensor = tensor.clone();
-  return out;
-}
-
 void expect_resume_is_exact(const PolicyTrainConfig& config) {
-  const auto whole = make(config);
-  for (int64_t s = 0; s < 10; ++s) whole->step(s);
-  const TensorMap expected = state_of(*whole);
-  const auto first = make(config);
-  for (int64_t s = 0; s < 5; ++s) first->step(s);
-  const TensorMap middle = state_of(*first);
-  const at::Tensor rng = at::globalContext().defaultGenerator(at::kCPU).get_state().clone();
-  const auto second = make(config);
-  second->step(0);  // whatever it held before must not matter
-  at::Generator generator = at::globalContext().defaultGenerator(at::kCPU);
-  generator.set_state(rng);
-  second->load(middle, "checkpoint");
-  for (int64_t s = 5; s < 10; ++s) second->step(s);
-  const TensorMap actual = state_of(*second);
-  ASSERT_EQ(actual.size(), expected.size());
-  for (const auto& [name, tensor] : expected) EXPECT_TRUE(at::equal(actual.at(name), tensor)) << name;
-  EXPECT_EQ(expected.at("exploration.std").item<double>(), 0.3);  // lowered after update 4: part of the state
-  EXPECT_FALSE(at::equal(middle.at("model.actor.linear3.weight"), expected.at("model.actor.linear3.weight")));
+  const auto [middle, end] = testing::expect_resume_is_exact([&] { return make(config); }, [](Recipe&) {});
+  EXPECT_EQ(end.at("exploration.std").item<double>(), 0.3);  // lowered after update 4: part of the state
+  EXPECT_FALSE(at::equal(middle.at("model.actor.linear3.weight"), end.at("model.actor.linear3.weight")));
 }
 
 TEST(PolicyRecipe, ResumesBitExactly) {

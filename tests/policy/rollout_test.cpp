@@ -13,7 +13,7 @@
 #include "kernels/philox.h"
 #include "policy/ppo.h"
 #include "support/meta_device.h"
-#include "support/support.h"
+#include "support/small_generator.h"
 
 namespace adanat {
 namespace {
@@ -22,17 +22,15 @@ using testing::TempDir;
 
 Generator tiny_generator() {
   at::set_num_threads(1);
-  Generator net(GeneratorConfig{.width = 16,
-                                .depth = 2,
-                                .heads = 2,
-                                .codes = 24,
-                                .grid_height = 4,
-                                .grid_width = 3,
-                                .condition = "class",
-                                .classes = 5,
-                                .dropout = 0});
-  testing::fill_procedural(*net);
-  return net;
+  return testing::procedural_generator({.width = 16,
+                                        .depth = 2,
+                                        .heads = 2,
+                                        .codes = 24,
+                                        .grid_height = 4,
+                                        .grid_width = 3,
+                                        .condition = "class",
+                                        .classes = 5,
+                                        .dropout = 0});
 }
 
 PolicySettings tiny_settings(int64_t steps = 3) {

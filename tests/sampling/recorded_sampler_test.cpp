@@ -7,7 +7,7 @@
 #include "core/base/log.h"
 #include "core/sampling/observers.h"
 #include "support/meta_device.h"
-#include "support/support.h"
+#include "support/small_generator.h"
 
 namespace adanat {
 namespace {
@@ -15,17 +15,7 @@ namespace {
 constexpr int64_t kClasses = 10, kTokens = 16;
 
 Generator small_generator() {
-  Generator net(GeneratorConfig{.width = 64,
-                                .depth = 2,
-                                .heads = 4,
-                                .codes = 32,
-                                .grid_height = 4,
-                                .grid_width = 4,
-                                .condition = "class",
-                                .classes = kClasses});
-  testing::fill_procedural(*net);
-  net->eval();
-  return net;
+  return testing::procedural_generator(testing::uvit_class_config());
 }
 
 std::unique_ptr<Schedule> cosine(double guidance = 1.5) {

@@ -6,7 +6,7 @@
 
 #include "core/sampling/observers.h"
 #include "kernels/decode_step.h"
-#include "support/support.h"
+#include "support/small_generator.h"
 
 namespace adanat {
 namespace {
@@ -14,17 +14,7 @@ namespace {
 constexpr int64_t kClasses = 10, kCodes = 32, kTokens = 16;
 
 Generator small_generator() {
-  Generator net(GeneratorConfig{.width = 64,
-                                .depth = 4,
-                                .heads = 4,
-                                .codes = kCodes,
-                                .grid_height = 4,
-                                .grid_width = 4,
-                                .condition = "class",
-                                .classes = kClasses});
-  testing::fill_procedural(*net);
-  net->eval();
-  return net;
+  return testing::procedural_generator(testing::uvit_class_config());
 }
 
 at::Tensor run(Generator& net, const Schedule& schedule, at::Tensor classes, int64_t seed, int64_t first,
@@ -214,17 +204,9 @@ TEST(Sampler, DistinctClassesAreFoundBeforehandOrInTheLoop) {
 // Texts: step 0 takes one row per distinct text and one for the empty one; the images are those of the long
 // way, whatever the batch and the type of the states.
 TEST(Sampler, TextsShareRowsAndGiveTheSameImages) {
-  Generator net(GeneratorConfig{.width = 64,
-                                .depth = 4,
-                                .heads = 4,
-                                .codes = kCodes,
-                                .grid_height = 4,
-                                .grid_width = 4,
-                                .condition = "text",
-                                .text_width = 12,
-                                .text_tokens = 5});
-  testing::fill_procedural(*net);
-  net->eval();
+  GeneratorConfig config = testing::uvit_class_config();
+  config.condition = "text", config.text_width = 12, config.text_tokens = 5;
+  Generator net = testing::procedural_generator(config);
   const TextConditions texts{testing::input_float("texts", {3, 5, 12}, 1.5),
                              testing::input_float("empty", {1, 5, 12}, 1.5)};
   const at::Tensor text = at::tensor({2, 0, 2, 1}, at::kLong);

@@ -3,6 +3,7 @@
 #include "core/generator/shapes.h"
 #include "core/io/atomic_file.h"
 #include "support/pth_writer.h"
+#include "support/small_generator.h"
 #include "support/support.h"
 #include "tokenizer/shapes.h"
 
@@ -12,18 +13,6 @@ inline TensorMap procedural_weights(const ShapeMap& shapes) {
   TensorMap out;
   for (const auto& [name, shape] : shapes) out.emplace(name, procedural_weight(name, shape));
   return out;
-}
-
-// The sizes of the golden file uvit_class.
-inline GeneratorConfig uvit_class_config() {
-  return {.width = 64,
-          .depth = 4,
-          .heads = 4,
-          .codes = 32,
-          .grid_height = 4,
-          .grid_width = 4,
-          .condition = "class",
-          .classes = 10};
 }
 
 // A tokenizer of factor 2^(levels-1) with tiny layers, in the public form (shortcut_from hidden).

@@ -1,0 +1,28 @@
+// Generators of procedural weights, small enough for milliseconds.
+#pragma once
+#include "core/generator/transformer.h"
+#include "support/support.h"
+
+namespace adanat::testing {
+
+// The sizes of the golden file uvit_class: 10 classes, 4x4 tokens of 32 codes.
+inline GeneratorConfig uvit_class_config() {
+  return {.width = 64,
+          .depth = 4,
+          .heads = 4,
+          .codes = 32,
+          .grid_height = 4,
+          .grid_width = 4,
+          .condition = "class",
+          .classes = 10};
+}
+
+// In eval mode.
+inline Generator procedural_generator(const GeneratorConfig& config) {
+  Generator net(config);
+  fill_procedural(*net);
+  net->eval();
+  return net;
+}
+
+}  // namespace adanat::testing
