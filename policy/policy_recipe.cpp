@@ -216,7 +216,7 @@ class PolicyRecipe : public Recipe {
     options.seed = context_.seed;
     options.rank = context_.rank, options.world_size = context_.world_size;
     if (reward_->trains() && config_.discriminator_steps > 0) {
-      options.batch_size = config_.discriminator_batch;
+      options.batch_size = config_.discriminator_batch, options.batch_key = "discriminator_batch";
       loader_ = std::make_unique<Loader>(env_.shared_data(), options);
     }
   }

@@ -113,6 +113,7 @@ int main(int argc, char** argv) {
   adanat::receive_signals_apart();
   adanat::keep_freed_memory();
   std::signal(SIGPIPE, SIG_IGN);     // a reader that went away is a failed write, not a sudden end
+  std::signal(SIGXFSZ, SIG_IGN);     // and so is a limit on the size of files
   adanat::kernels::load_cuda_ops();  // before the first call into torch, which fixes what devices there are
   try {
     return run(argc, argv);

@@ -229,7 +229,8 @@ void convert(const ConvertOptions& options) {
                    part.actor.begin()->second.scalar_type());
     }
     if (!options.text_encoder.empty())
-      copy_text_encoder(options.text_encoder, folder.path() / "text_encoder", generator->config.text_width);
+      copy_text_encoder(options.text_encoder, folder.path() / "text_encoder", generator->config.text_width,
+                        model.text_encoder.pad_token);
     else if (generator->config.condition == "text")
       warning(
           "the folder holds no text encoder: `generate` needs one; convert again with --text-encoder DIR");

@@ -44,8 +44,9 @@ PolicyPart read_published_policy(const WeightSource& source, int64_t steps, std:
 PolicyPart policy_of_table(const ScheduleTable& table, const GeneratorConfig& generator);
 
 // Copies the files that ClipTextEncoder::open reads of `from` into `to`, all of them side by side.
-// InputError: what it would refuse (all but the numbers themselves), or a width that is not `text_width`.
-void copy_text_encoder(const std::filesystem::path& from, const std::filesystem::path& to,
-                       int64_t text_width);
+// InputError: what it would refuse with this padding token (all but the numbers themselves), or a width that
+// is not `text_width`.
+void copy_text_encoder(const std::filesystem::path& from, const std::filesystem::path& to, int64_t text_width,
+                       const std::string& pad);
 
 }  // namespace adanat

@@ -15,11 +15,11 @@ void copy_whole(const fs::path& from, const fs::path& to) {
 
 }  // namespace
 
-void copy_text_encoder(const fs::path& from, const fs::path& to, int64_t text_width) {
+void copy_text_encoder(const fs::path& from, const fs::path& to, int64_t text_width, const std::string& pad) {
   if (!fs::is_directory(from))
     throw InputError(
         cat("--text-encoder ", from.string(), ": is no folder; give a Hugging Face folder of CLIP"));
-  const ClipTextFiles encoder = check_clip_text(from);
+  const ClipTextFiles encoder = check_clip_text(from, pad);
   if (encoder.config.width != text_width)
     throw InputError(cat("--text-encoder ", from.string(), ": the encoder's states are ",
                          encoder.config.width, " wide, the generator reads ", text_width,

@@ -4,8 +4,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "core/base/error.h"
@@ -13,8 +15,10 @@
 namespace adanat {
 namespace {
 
-volatile std::sig_atomic_t g_signal = 0;
-timespec g_first = {};  // when it came; written and read by the one thread that receives signals
+// Written by the thread that receives signals, read by all.
+std::atomic<int> g_signal{0};
+static_assert(std::atomic<int>::is_always_lock_free);  // what a handler may touch
+timespec g_first = {};                                 // when it came; only the handler looks at it
 
 // GNU timeout sends its signal to the program and then to the program's group; a terminal that is closed
 // sends its hang-up from the shell and from the kernel.
@@ -43,10 +47,15 @@ void start_receiver() {
   sigemptyset(&ours);
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&ours, signal);
   pthread_sigmask(SIG_BLOCK, &ours, &before);
-  std::thread([before] {
+  try {
+    std::thread([before] {
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      for (;;) pause();
+    }).detach();
+  } catch (const std::system_error&) {
+    // No thread to be had: libgomp will say so. Until then signals come as they did.
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    for (;;) pause();
-  }).detach();
+  }
 }
 
 }  // namespace
@@ -63,11 +72,11 @@ void install_interrupt_handlers() {
   // One at a time, and those that come meanwhile after it: the receiver's state needs no lock.
   sigfillset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-  struct sigaction before = {};
-  sigaction(SIGHUP, nullptr, &before);
-  if (before.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction before = {};
+    sigaction(signal, nullptr, &before);
+    if (before.sa_handler != SIG_IGN) sigaction(signal, &action, nullptr);
+  }
 }
 
 int interrupt_signal() {

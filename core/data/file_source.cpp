@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/interrupt.h"
+#include "core/base/log.h"
 #include "core/data/dataset_kinds.h"
 #include "core/io/mapped_file.h"
 
@@ -11,7 +13,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kMaxDepth = 16;  // also ends a walk through links that form a ring
+constexpr int kMaxDepth = 16;
 
 bool is_hidden(std::string_view part) {
   return part.starts_with('.') || part == "__MACOSX";
@@ -29,6 +31,7 @@ class Folder : public FileSource {
     };
     check(root_);
     for (; walk != fs::recursive_directory_iterator(); walk.increment(error), check(root_)) {
+      check_interrupt();
       const fs::directory_entry& entry = *walk;
       std::error_code status_error;
       const bool is_folder = entry.is_directory(status_error);
@@ -36,7 +39,8 @@ class Folder : public FileSource {
         if (is_folder) walk.disable_recursion_pending();
         continue;
       }
-      if (is_folder && walk.depth() >= kMaxDepth) walk.disable_recursion_pending();
+      if (is_folder && (walk.depth() >= kMaxDepth || leads_back(entry, walk.depth())))
+        walk.disable_recursion_pending();
       if (entry.is_regular_file(status_error))
         names_.push_back(entry.path().lexically_relative(root_).generic_string());
     }
@@ -52,6 +56,25 @@ class Folder : public FileSource {
   std::string where() const override { return root_.string(); }
 
  private:
+  // A link to a folder that the walk is in, or to one around it: its images are there already.
+  static bool leads_back(const fs::directory_entry& folder, int depth) {
+    std::error_code error;
+    if (!folder.is_symlink(error)) return false;
+    const fs::path target = fs::canonical(folder.path(), error);
+    if (error) return false;
+    fs::path place = folder.path();
+    for (int i = 0; i <= depth; ++i) {
+      place = place.parent_path();
+      const fs::path here = fs::canonical(place, error);
+      if (error ||
+          std::mismatch(target.begin(), target.end(), here.begin(), here.end()).first != target.end())
+        continue;
+      warning(cat(folder.path().string(), ": is a link to a folder that it lies in; left out"));
+      return true;
+    }
+    return false;
+  }
+
   fs::path root_;
 };
 

@@ -156,7 +156,7 @@ Loader::Loader(std::shared_ptr<const ImageDataset> dataset, LoaderOptions option
     throw InputError(
         cat(impl_->store.dataset().describe(), ": fewer images than one step takes (", options.batch_size,
             options.world_size > 1 ? cat(" on each of ", options.world_size, " ranks") : std::string(),
-            "); use a smaller batch size (--set batch_size=N)"));
+            "); use a smaller one (--set ", options.batch_key, "=N)"));
   for (int64_t i = 0; i < options.threads; ++i)
     impl_->workers.emplace_back([impl = impl_.get()] { impl->work(); });
 }

@@ -19,11 +19,12 @@ struct Batch {
 };
 
 struct LoaderOptions {
-  int64_t batch_size = 1;   // per rank
-  int64_t image_size = 32;  // S
-  bool shuffle = true;      // off: file order in every epoch
-  bool flip = false;        // mirror half of the images
-  int64_t threads = 1;      // decoding threads; 0 = decode inside batch()
+  int64_t batch_size = 1;                // per rank
+  const char* batch_key = "batch_size";  // the config key that sets it, for messages
+  int64_t image_size = 32;               // S
+  bool shuffle = true;                   // off: file order in every epoch
+  bool flip = false;                     // mirror half of the images
+  int64_t threads = 1;                   // decoding threads; 0 = decode inside batch()
   uint64_t seed = 0;
   bool drop_last = true;
   int64_t prefetch = 4;              // steps decoded ahead

@@ -75,8 +75,8 @@ std::optional<SequentialBatch> SequentialReader::next() {
     if (ready.next_item < dataset_.size())
       ahead_ = std::async(std::launch::async, [this, item = ready.next_item] { return decode(item); });
     if (ready.batch.labels.size(0) > 0) return std::move(ready.batch);
-    if (delivered_ == 0) throw InputError(cat(dataset_.describe(), ": none of its images can be read"));
   }
+  if (delivered_ == 0) throw InputError(cat(dataset_.describe(), ": none of its images can be read"));
   return std::nullopt;
 }
 

@@ -30,7 +30,7 @@ struct Item {
 };
 
 // Names that say of a file that it is no image: notes, tables, what systems and tools leave in a folder. Any
-// other file is one, and is reported where it cannot be read.
+// other file in a class folder is one, and is reported where it cannot be read.
 bool has_other_name(std::string_view name) {
   static const std::set<std::string, std::less<>> kOther = {
       "cfg",  "csv",   "db",  "doc",         "docx", "gz",     "htm", "html", "ini",  "ipynb",
@@ -86,7 +86,7 @@ class TreeDataset : public ImageDataset {
   std::string split_;
   std::vector<std::string> classes_;
   std::vector<std::pair<size_t, int64_t>> items_;  // index of the file, class
-  size_t left_out_;                                // files that are no images by their names
+  size_t left_out_;                                // files that are no images of a class
 };
 
 // Folders that hold everything say nothing: "traffic-signs/train/stop/1.jpg" -> "train/stop/1.jpg". A class
@@ -136,15 +136,13 @@ std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files,
     else if (other.empty())
       other = name;
   }
-  const size_t left_out = files->names().size() - items.size();
   if (items.empty())
-    throw InputError(cat(where, ": holds no ", left_out == 0 ? "files" : "images",
+    throw InputError(cat(where, ": holds no ", files->names().empty() ? "files" : "images",
                          "; one folder per class with images in it was expected"));
-  if (left_out > 0)
-    note(
-        cat(where, ": ", left_out,
-            left_out == 1 ? " file that is no image by its name" : " files that are no images by their names",
-            " left out, for example ", printable(other)));
+  size_t left_out = files->names().size() - items.size();
+  const auto leave_out = [&](const Item& item) {
+    if (left_out++ == 0) other = files->names()[item.index];
+  };
   strip_common_folders(items);
 
   const std::set<std::string> splits = splits_in(items);
@@ -161,7 +159,10 @@ std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files,
   for (Item& item : items) {
     bool is_chosen = true;
     if (!splits.empty()) {
-      if (depth(item.name) == 0) continue;
+      if (depth(item.name) == 0) {
+        leave_out(item);
+        continue;
+      }
       is_chosen = split_of_folder(first_part(item.name)) == chosen;
       item.name = without_first_part(item.name);
     }
@@ -174,17 +175,27 @@ std::unique_ptr<ImageDataset> open_tree(std::shared_ptr<const FileSource> files,
   if (class_set.empty()) {
     classes = {"all"};
     for (const Item& item : of_split)
-      if (has_image_name(item.name)) chosen_items.emplace_back(item.index, 0);
+      if (has_image_name(item.name))
+        chosen_items.emplace_back(item.index, 0);
+      else
+        leave_out(item);
   } else {
     classes = sorted_classes(class_set);
     std::map<std::string_view, int64_t> ids;
     for (size_t i = 0; i < classes.size(); ++i) ids.emplace(classes[i], static_cast<int64_t>(i));
     for (const Item& item : of_split)
-      if (depth(item.name) > 0) chosen_items.emplace_back(item.index, ids.at(first_part(item.name)));
+      if (depth(item.name) > 0)
+        chosen_items.emplace_back(item.index, ids.at(first_part(item.name)));
+      else
+        leave_out(item);
   }
   if (chosen_items.empty())
     throw InputError(cat(where, chosen.empty() ? "" : "#" + chosen,
                          ": holds no images; one folder per class with images in it was expected"));
+  if (left_out > 0)
+    note(cat(where, ": ", left_out,
+             left_out == 1 ? " file that is no image of a class" : " files that are no images of a class",
+             " left out, for example ", printable(other)));
   return std::make_unique<TreeDataset>(std::move(files), chosen, std::move(classes), std::move(chosen_items),
                                        left_out);
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <utility>
 
@@ -16,6 +17,8 @@ namespace adanat {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int kMostLinks = 40;  // as the system's own
 
 [[noreturn]] void throw_write_error(const fs::path& path, int code) {
   if (code == ENOSPC || code == EDQUOT)
@@ -39,23 +42,46 @@ fs::path temporary_name(const fs::path& path) {
   return path.parent_path() / cat(".", name, ".tmp-", ::getpid(), "-", counter++);
 }
 
+// The number N of /proc/self/fd/N and its like, else -1.
+int open_file_of(const fs::path& path) {
+  const fs::path folder = path.parent_path();
+  if (folder != "/proc/self/fd" && folder != "/dev/fd" && folder != cat("/proc/", ::getpid(), "/fd"))
+    return -1;
+  int number = -1;
+  const std::string name = path.filename().string();
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), number);
+  return error == std::errc() && end == name.data() + name.size() ? number : -1;
+}
+
 }  // namespace
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), target_(path_) {
+  // A link stays, what it leads to is written. Those of open files (/dev/stdout is one) lead to more than a
+  // name: a place in the file, or a file without a name.
+  std::error_code no_link;
+  for (int links = 0; fs::is_symlink(target_, no_link); ++links) {
+    if (const int open_file = open_file_of(target_); open_file >= 0) {
+      fd_ = ::fcntl(open_file, F_DUPFD_CLOEXEC, 0);
+      if (fd_ < 0) throw_open_error(path_, errno);
+      return;
+    }
+    if (links == kMostLinks) throw_open_error(path_, ELOOP);
+    target_ = target_.parent_path() / fs::read_symlink(target_, no_link);
+  }
   struct stat info {};
-  const bool exists = ::stat(path_.c_str(), &info) == 0;
+  const bool exists = ::stat(target_.c_str(), &info) == 0;
   if (!exists && errno != ENOENT) throw_open_error(path_, errno);
-  if (path_.filename().empty() || (exists && S_ISDIR(info.st_mode)))
+  if (target_.filename().empty() || (exists && S_ISDIR(info.st_mode)))
     throw InputError(cat(path_.string(), ": cannot write: is a folder, not a file name"));
   if (exists && !S_ISREG(info.st_mode)) {
     // Renaming over /dev/null would replace the device itself.
-    fd_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+    fd_ = ::open(target_.c_str(), O_WRONLY | O_CLOEXEC);
     if (fd_ < 0) throw_open_error(path_, errno);
     return;
   }
-  if (exists && ::access(path_.c_str(), W_OK) != 0) throw_open_error(path_, errno);  // rename would not ask
+  if (exists && ::access(target_.c_str(), W_OK) != 0) throw_open_error(path_, errno);  // rename would not ask
   for (int attempt = 0; fd_ < 0; ++attempt) {
-    temporary_ = temporary_name(path_);
+    temporary_ = temporary_name(target_);
     fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd_ < 0 && (errno != EEXIST || attempt == 100)) throw_open_error(path_, errno);
   }
@@ -84,10 +110,10 @@ void AtomicFile::commit() {
   const int fd = std::exchange(fd_, -1);
   if (::close(fd) != 0) throw_write_error(path_, errno);
   if (!temporary_.empty()) {
-    if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_write_error(path_, errno);
+    if (::rename(temporary_.c_str(), target_.c_str()) != 0) throw_write_error(path_, errno);
     // The rename itself is durable only once the folder is; some file systems refuse this, which is no
     // failure of ours.
-    const fs::path folder = path_.parent_path().empty() ? fs::path(".") : path_.parent_path();
+    const fs::path folder = target_.parent_path().empty() ? fs::path(".") : target_.parent_path();
     const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder_fd >= 0) {
       (void)::fsync(folder_fd);

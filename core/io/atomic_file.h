@@ -10,7 +10,8 @@ namespace adanat {
 
 // Writes to a temporary name beside `path`; commit() makes it durable (fsync) and renames it over `path`.
 // Destroyed without commit(), it removes the temporary file and leaves `path` as it was. A path that exists
-// and is neither a file nor a folder (/dev/null, /dev/stdout, a pipe) is written directly. Not thread-safe.
+// and is neither a file nor a folder (/dev/null, a pipe), or is a file that is open already (/dev/stdout), is
+// written directly. A link stays: the file that it leads to is replaced. Not thread-safe.
 // InputError: the path cannot be written (no such folder, no permission, is a folder). RunError: disk full or
 // an I/O error.
 class AtomicFile {
@@ -26,8 +27,9 @@ class AtomicFile {
   void commit();
 
  private:
-  std::filesystem::path path_;
-  std::filesystem::path temporary_;  // empty: `path_` is written directly
+  std::filesystem::path path_;       // as it was asked for
+  std::filesystem::path target_;     // where its links lead
+  std::filesystem::path temporary_;  // empty: `target_` is written directly
   int fd_ = -1;
   bool committed_ = false;
 };

@@ -24,7 +24,8 @@ struct Descriptor {
 }  // namespace
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& path) {
-  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  // A named pipe is refused below, and not waited for here.
+  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.fd < 0) throw InputError(cat(path.string(), ": cannot open: ", std::strerror(errno)));
   struct stat info {};
   if (::fstat(file.fd, &info) != 0) throw InputError(cat(path.string(), ": ", std::strerror(errno)));

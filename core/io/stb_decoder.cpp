@@ -32,7 +32,9 @@ Image decode_with_stb(std::span<const std::byte> bytes, const std::string& where
   const auto* data = reinterpret_cast<const stbi_uc*>(bytes.data());
   const int size = static_cast<int>(bytes.size());
   const auto broken = [&] {
-    const std::string reason = stbi_failure_reason();
+    // stb sets none for some streams that inflate to nothing.
+    const char* const said = stbi_failure_reason();
+    const std::string reason = said != nullptr ? said : "bad data";
     if (reason == "too large")  // found before the size is told
       return InputError(cat(where, ": a ", format, " image over the limits of ", kMaxImageSide,
                             " per side and ", kMaxImagePixels, " pixels"));

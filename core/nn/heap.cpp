@@ -134,7 +134,8 @@ void keep_freed_memory() {
   mallopt(M_MMAP_THRESHOLD, 256 << 20);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_TOP_PAD, 16 << 20);
-  use_tensor_heap();
+  static std::once_flag once;  // a second range would not know the first one's tensors
+  std::call_once(once, use_tensor_heap);
 }
 
 }  // namespace adanat

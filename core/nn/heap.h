@@ -4,8 +4,8 @@
 // pages that must be filled with zeros first (64 images of models/signs: 142000 page faults, 5 % of the
 // processor time); kept in malloc's heap, they lie scattered between the small blocks that stay (kernels that
 // oneDNN compiled while they lived, say), and the heap grows to twice what is in use. So large tensors have a
-// range of their own, where the lowest place that fits is taken: 16 images of models/signs at a time take 50
-// MiB in all instead of 63.
+// range of their own, where the lowest place that fits is taken: 16 images of models/signs at a time take 51
+// MiB above what LibTorch takes instead of 63.
 #pragma once
 #include <cstddef>
 #include <map>
@@ -26,9 +26,10 @@ class RangeAllocator {
   std::map<size_t, size_t> free_, taken_;  // offset -> size
 };
 
-// From now on freed memory (but for blocks of 256 MiB and more) stays with the process, and LibTorch's large
-// tensors lie in a range of their own (of the address space, as large as the machine's memory; where it
-// cannot be had, they come from malloc as before). Once, before the first tensor is made.
+// From now on most freed memory stays with the process (not blocks of 256 MiB and more, nor what is above 1
+// GiB at the end of malloc's heap), and LibTorch's large tensors lie in a range of their own (of the address
+// space, as large as the machine's memory; where it cannot be had, they come from malloc as before). Before
+// the first tensor is made; later calls change nothing.
 void keep_freed_memory();
 
 }  // namespace adanat

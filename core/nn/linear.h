@@ -25,7 +25,7 @@ class Module;
 namespace adanat {
 
 // x (..., in) of the layer's float type -> (..., out) of the same type; int8 layers: float32 in and out, no
-// gradients. c10::Error for another type or width, and for gradients of gradients.
+// gradients. c10::Error for another type or width, and for gradients of gradients where oneDNN multiplies.
 at::Tensor linear(const torch::nn::LinearImpl& layer, const at::Tensor& x);
 // gelu(linear(layer, x)), the exact one (erf); in one pass where the library can.
 at::Tensor linear_gelu(const torch::nn::LinearImpl& layer, const at::Tensor& x);

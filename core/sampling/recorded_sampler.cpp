@@ -55,6 +55,7 @@ void RecordedSampler::record(Entry& entry, const SamplerStart& start, const Sche
                 why.substr(0, why.find('\n')), ")"));
   }
   entry.refused = entry.recording == nullptr;
+  if (entry.refused) entry.start = {}, entry.priority = std::nullopt, entry.proposals = at::Tensor();
 }
 
 at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& schedule,
@@ -74,7 +75,8 @@ at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& sc
     entries_.remove_if([&](const Entry& e) { return std::get<0>(e.shape) != schedule.serial(); });
     entries_.emplace_front().shape = shape;
     if (entries_.size() > kMostShapes) entries_.pop_back();
-    return adanat::sample(generator_, start, schedule, observers);
+    // As it will be recorded: libraries then have their plans for these sizes.
+    return adanat::sample(generator_, now, schedule, observers);
   }
   entries_.splice(entries_.begin(), entries_, found);
   Entry& entry = entries_.front();

@@ -19,7 +19,8 @@ class RecordedSampler {
  public:
   explicit RecordedSampler(GeneratorImpl& generator) : generator_(generator) {}
 
-  // As sample(): the same tokens, the same errors.
+  // As sample(), with the same errors. The same tokens where sums do not depend on the number of rows; a few
+  // more rows go through step 0 here, which on a GPU may turn the draws that are nearly ties.
   at::Tensor sample(const SamplerStart& start, const Schedule& schedule,
                     const std::vector<SamplerObserver*>& observers = {});
 

@@ -281,8 +281,8 @@ Parts open_parts(const fs::path& folder, const std::string& pad) {
 
 }  // namespace
 
-ClipTextFiles check_clip_text(const fs::path& folder) {
-  Parts parts = open_parts(folder, "");
+ClipTextFiles check_clip_text(const fs::path& folder, const std::string& pad) {
+  Parts parts = open_parts(folder, pad);
   return {std::move(parts.config), std::move(parts.files)};
 }
 

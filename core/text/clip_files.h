@@ -12,8 +12,8 @@ struct ClipTextFiles {
   std::vector<std::filesystem::path> files;  // all that ClipTextEncoder::open reads
 };
 
-// Everything that ClipTextEncoder::open would refuse about the folder but for values that are not finite.
-// InputError as from there; tensors that are missing or left over are all named.
-ClipTextFiles check_clip_text(const std::filesystem::path& folder);
+// Everything that ClipTextEncoder::open(folder, device, pad) would refuse about the folder but for values
+// that are not finite. InputError as from there; tensors that are missing or left over are all named.
+ClipTextFiles check_clip_text(const std::filesystem::path& folder, const std::string& pad);
 
 }  // namespace adanat

@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <thread>
 
@@ -54,11 +55,27 @@ TEST(Interrupt, FirstSignalIsAFlag) {
   EXPECT_EXIT(be_asked(), ::testing::ExitedWithCode(143), "");
 }
 
+// What a shell script runs in the background has SIGINT ignored, what nohup runs SIGHUP.
+[[noreturn]] void be_asked_what_is_ignored() {
+  for (const int signal : {SIGINT, SIGHUP}) std::signal(signal, SIG_IGN);
+  install_interrupt_handlers();
+  for (const int signal : {SIGINT, SIGHUP}) kill(getpid(), signal);
+  usleep(50'000);
+  if (interrupt_signal() != 0) _exit(99);
+  send_to_self(SIGTERM);
+  _exit(interrupt_signal());
+}
+
+TEST(Interrupt, WhatTheParentIgnoredStaysIgnored) {
+  EXPECT_EXIT(be_asked_what_is_ignored(), ::testing::ExitedWithCode(SIGTERM), "");
+}
+
 // GNU timeout sends its signal twice in a row.
 [[noreturn]] void be_asked_by_timeout() {
   install_interrupt_handlers();
   send_to_self(SIGTERM);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) kill(getpid(), signal), usleep(50'000);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) kill(getpid(), signal);
+  usleep(50'000);
   _exit(interrupt_signal());
 }
 
@@ -82,18 +99,19 @@ TEST(Interrupt, OneASecondLaterEnds) {
 }
 
 #if defined(__x86_64__)
-// Spins until *done, with the stack pointer where no stack is, as oneDNN's generated products do. If a signal
-// is answered on this thread, its frame lands in the page below, which may not be written.
-void spin_without_a_stack(const volatile int* done, char* not_a_stack) {
+// Sets *spins and spins until *done, with the stack pointer where no stack is, as oneDNN's generated products
+// do. If a signal is answered on this thread, its frame lands in the page below, which may not be written.
+void spin_without_a_stack(std::atomic<int>* spins, const std::atomic<int>* done, char* not_a_stack) {
   asm volatile(
       "mov %%rsp, %%r12\n"
-      "mov %1, %%rsp\n"
+      "mov %2, %%rsp\n"
+      "movl $1, (%0)\n"
       "1: pause\n"
-      "cmpl $0, (%0)\n"
+      "cmpl $0, (%1)\n"
       "je 1b\n"
       "mov %%r12, %%rsp\n"
       :
-      : "r"(done), "r"(not_a_stack)
+      : "r"(spins), "r"(done), "r"(not_a_stack)
       : "r12", "memory", "cc");
 }
 
@@ -102,14 +120,14 @@ void spin_without_a_stack(const volatile int* done, char* not_a_stack) {
   void* const memory = mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   mprotect(memory, page, PROT_NONE);
   install_interrupt_handlers();
-  volatile int done = 0;
+  std::atomic<int> spins{0}, done{0};
   std::thread sender([&] {
-    usleep(50'000);  // the other one spins by then
+    while (spins == 0) usleep(1'000);
     send_to_self(SIGTERM);
     usleep(50'000);
     done = 1;
   });
-  spin_without_a_stack(&done, static_cast<char*>(memory) + page);
+  spin_without_a_stack(&spins, &done, static_cast<char*>(memory) + page);
   sender.join();
   _exit(interrupt_signal());
 }

@@ -86,9 +86,17 @@ TEST(FolderDatasetTest, FilesThatAreNoImagesByNameAreLeftOutAndCounted) {
   EXPECT_EQ(dataset->class_names(), (Names{"a", "b"}));  // docs/ is none
   EXPECT_NE(dataset->describe().find("3 images, 2 classes; 4 other files"), std::string::npos)
       << dataset->describe();
-  EXPECT_NE(said.find("4 files that are no images by their names left out, for example a/Thumbs.db"),
+  EXPECT_NE(said.find("4 files that are no images of a class left out, for example a/Thumbs.db"),
             std::string::npos)
       << said;
+  // Images outside of the class folders, and files of no known kind in a folder without classes.
+  for (const char* name : {"tree/a/1.png", "tree/2.png", "flat/1.png", "flat/clip.mp4"})
+    put_file(dir / name, png_bytes(2, 2, 0));
+  for (const char* folder : {"tree", "flat"}) {
+    const auto rest = open_dataset(dir / folder);
+    EXPECT_NE(rest->describe().find("1 images, 1 class; 1 other files"), std::string::npos)
+        << rest->describe();
+  }
 }
 
 TEST(FolderDatasetTest, Splits) {
@@ -138,11 +146,17 @@ TEST(FolderDatasetTest, NothingThere) {
   expect_input_error([&] { open_dataset(dir / "notes.txt"); }, {"notes.txt", "no dataset"});
 }
 
-TEST(FolderDatasetTest, LinksInARingEnd) {
-  const TempDir dir;
-  put_file(dir / "c/1.png", png_bytes(2, 2, 0));
-  std::filesystem::create_directory_symlink(dir.path(), dir / "c/loop");
-  EXPECT_GE(open_dataset(dir.path())->size(), 1);
+TEST(FolderDatasetTest, LinksInARingAreLeftOut) {
+  const TempDir dir, elsewhere;
+  put_file(dir / "c/1.png", png_bytes(2, 2, 0)), put_file(dir / "d/2.png", png_bytes(2, 2, 0));
+  put_file(elsewhere / "3.png", png_bytes(2, 2, 0));
+  using std::filesystem::create_directory_symlink;
+  create_directory_symlink(dir.path(), dir / "c/loop");
+  create_directory_symlink("..", dir / "d/up"), create_directory_symlink(".", dir / "d/here");
+  create_directory_symlink(elsewhere.path(), dir / "e");  // no ring, though
+  create_directory_symlink(elsewhere.path(), elsewhere / "back");
+  EXPECT_EQ(items_of(*open_dataset(dir.path())), (Names{"c/1.png", "d/2.png", "e/3.png"}));
+  EXPECT_EQ(open_dataset(dir.path().string() + "/")->size(), 3);
 }
 
 TEST(DatasetSpecTest, Parses) {

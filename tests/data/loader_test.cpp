@@ -276,7 +276,10 @@ TEST(LoaderTest, LeavesWhileWorkIsQueued) {
 
 TEST(LoaderTest, ImpossibleOptions) {
   const auto dataset = std::make_shared<FakeDataset>(10);
-  expect_input_error([&] { Loader(dataset, options_of(11)); }, {"fewer images", "smaller batch"});
+  LoaderOptions large = options_of(11);
+  expect_input_error([&] { Loader(dataset, large); }, {"fewer images", "a smaller one (--set batch_size=N)"});
+  large.batch_key = "discriminator_batch";
+  expect_input_error([&] { Loader(dataset, large); }, {"(--set discriminator_batch=N)"});
   LoaderOptions options = options_of(4);
   options.world_size = 3;
   expect_input_error([&] { Loader(dataset, options); }, {"3 ranks"});

@@ -1,6 +1,8 @@
 #include "core/io/atomic_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <fstream>
 
@@ -69,6 +71,33 @@ TEST(AtomicFileTest, DevicesStayDevices) {
   EXPECT_TRUE(fs::is_character_file("/dev/null"));
 }
 
+TEST(AtomicFileTest, LinksStayLinks) {
+  const TempDir dir;
+  fs::create_directory(dir / "runs");
+  fs::create_symlink("runs/7.json", dir / "latest");
+  fs::create_symlink("latest", dir / "link");
+  for (const char* text : {"new", "replaced"}) {  // the first time the link leads to nothing
+    write_file_atomic(dir / "link", text);
+    EXPECT_TRUE(fs::is_symlink(dir / "link") && fs::is_symlink(dir / "latest"));
+    EXPECT_EQ(read_file(dir / "runs/7.json"), text);
+  }
+  fs::create_symlink("b", dir / "a");
+  fs::create_symlink("a", dir / "b");
+  expect_input_error([&] { write_file_atomic(dir / "a", ""); }, {"cannot write"});
+}
+
+// As `--trace /dev/stdout >> FILE`: at the place where the open file is.
+TEST(AtomicFileTest, OpenFilesAreWrittenWhereTheyAre) {
+  const TempDir dir;
+  write_file_atomic(dir / "log", "before ");
+  const int fd = ::open((dir / "log").c_str(), O_WRONLY | O_APPEND);
+  fs::create_symlink(cat("/proc/self/fd/", fd), dir / "out");
+  for (const fs::path& name : {dir / "out", fs::path(cat("/dev/fd/", fd))}) write_file_atomic(name, "new ");
+  ::close(fd);
+  EXPECT_TRUE(fs::is_symlink(dir / "out"));
+  EXPECT_EQ(read_file(dir / "log"), "before new new ");
+}
+
 TEST(AtomicFileTest, FullDiskIsARunError) {
   if (!fs::exists("/dev/full")) GTEST_SKIP() << "skipped: no /dev/full";
   try {
@@ -106,6 +135,8 @@ TEST(MappedFileTest, MapsAndRefuses) {
   expect_input_error([&] { MappedFile::open(dir / "none"); }, {"none"});
   expect_input_error([&] { MappedFile::open(dir.path()); }, {"folder"});
   expect_input_error([&] { MappedFile::open("/dev/null"); }, {"not a regular file"});
+  ASSERT_EQ(::mkfifo((dir / "pipe").c_str(), 0600), 0);
+  expect_input_error([&] { MappedFile::open(dir / "pipe"); }, {"not a regular file"});  // nobody waits for it
 }
 
 }  // namespace

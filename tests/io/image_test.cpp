@@ -207,6 +207,12 @@ TEST(PngTest, SizeIsCheckedBeforeMemoryIsAsked) {
   expect_input_error(decode, {"wide.png", "IHDR has 12 bytes"});
 }
 
+TEST(PngTest, DataThatAreNoDeflateAreRefused) {
+  const std::string png = encode_png(test_image(8, 8)).substr(0, kPngHead) +
+                          png_chunk("IDAT", "\x78\x9c" + std::string(50, '\xff')) + png_chunk("IEND", "");
+  expect_input_error([&] { decode_image(as_bytes(png), "raw.png"); }, {"raw.png: broken PNG: "});
+}
+
 TEST(PngTest, DataThatUnpackToMoreThanTheImageAreRefused) {
   const std::string png = encode_png(test_image(2, 2)), head = png.substr(0, kPngHead);
   const std::string zeros(200 << 20, '\0');

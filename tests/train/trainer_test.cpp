@@ -547,7 +547,7 @@ TEST_F(Trainer, SignalSavesAndLeaves) {
       recipe.before_step = [&](int64_t step) {
         if (step != 2) return;
         kill(getpid(), signal);
-        while (interrupt_signal() == 0) usleep(1'000);
+        for (int i = 0; i < 10'000 && interrupt_signal() == 0; ++i) usleep(1'000);
       };
       try {
         run_training(recipe, out, false);
