@@ -7,6 +7,7 @@
 
 #include "apps/pipeline/convert_parts.h"
 #include "apps/pipeline/pipeline.h"
+#include "core/generator/generator_recipe.h"
 #include "core/nn/module_state.h"
 #include "support/checkpoints.h"
 #include "text/small_encoder.h"
@@ -32,6 +33,33 @@ GeneratorConfig small_generator(const std::string& condition = "class") {
 // Hidden 8, channels 4, mlp 10, on the 4x4 grid of the small generator.
 ShapeMap small_actor() {
   return published_actor_shapes(12, 8, 4, 10, 16);
+}
+
+// Tensors of these shapes, each a view of one and the same number: what torch makes of expand().
+void write_hollow(const fs::path& file, const ShapeMap& shapes) {
+  std::string pickle;
+  const auto number = [](int32_t value) {
+    return "J" + std::string(reinterpret_cast<const char*>(&value), 4);
+  };
+  const auto text = [&](const std::string& value) {
+    const auto size = uint32_t(value.size());
+    return "X" + std::string(reinterpret_cast<const char*>(&size), 4) + value;
+  };
+  for (const auto& [name, shape] : shapes) {
+    pickle += text(name) + "ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") +
+              "ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(1) + "tQ" + number(0) + "(";
+    for (const int64_t size : shape) pickle += number(int32_t(size));
+    pickle += "t(";
+    for (size_t i = 0; i < shape.size(); ++i) pickle += number(0);
+    pickle += "t\x89}tR";
+  }
+  pickle = "\x80\x02}(" + pickle + "u.";
+  const float one = 1;
+  ZipWriter zip(file);
+  const std::span<const std::byte> object[] = {std::as_bytes(std::span(pickle))};
+  const std::span<const std::byte> storage[] = {std::as_bytes(std::span(&one, 1))};
+  zip.add("a/data.pkl", object, false), zip.add("a/data/0", storage, false);
+  zip.commit();
 }
 
 class Convert : public ::testing::Test {
@@ -122,7 +150,8 @@ TEST_F(Convert, ReadsHuggingFaceFolders) {
   o.generator = dir_ / "hf";
   fs::create_directory(o.generator);
   expect_error(o, {"hf", "holds no weights", "model.safetensors"});
-  write_tensors(o.generator / "diffusion_pytorch_model.safetensors", weights, {{"format", "pt"}});
+  write_tensors(o.generator / "diffusion_pytorch_model.safetensors", weights,
+                {{"format", "pt"}, {"config", R"({"_class_name": "UVit"})"}});  // theirs, not ours
   expect_part(o, "generator.safetensors", weights);
   fs::remove(o.generator / "diffusion_pytorch_model.safetensors");
   write_pth(o.generator / "pytorch_model.bin", PthValue::dict(weights));
@@ -205,6 +234,7 @@ TEST_F(Convert, SaysWhatAnotherModelIs) {
   refused("transformer.layers.0.ff.w1.weight", {"gen.pth", "Halton-MaskGIT", "SwiGLU", "token_emb"});
   refused("module.transformer.layers.0.attn.wq.weight", {"Halton-MaskGIT"});
   refused("tok_emb.weight", {"MaskGIT-pytorch"});
+  refused("transformer_layers.0.attention.query.weight", {"open-muse"});
   refused("embed.embeddings.weight", {"aMUSEd"});
   refused("x", {"is no generator", "token_emb.word_embeddings.weight", "adanat info"});
   o.generator = dir_ / "vq.safetensors";
@@ -239,6 +269,31 @@ TEST_F(Convert, HeadsComeFromTheFlagThePresetOrAPublishedSize) {
   convert(o);
   EXPECT_EQ(read_model_config(o.out).generator, read_model_config(first).generator);
   EXPECT_EQ(read_model_config(o.out).tokenizer, read_model_config(first).tokenizer);
+}
+
+// Our own files hold more than tensors tell; the command line and a preset go before it.
+TEST_F(Convert, OurOwnGeneratorSaysWhatItsTensorsDoNot) {
+  GeneratorConfig config = small_generator("text");
+  config.text_tokens = 9, config.dropout = 0.25;
+  config.classes = GeneratorConfig().classes;  // it has none
+  ConvertOptions o = options();
+  o.heads = 0;
+  const auto made = [&] {
+    convert(o);
+    const GeneratorConfig out = *read_model_config(o.out).generator;
+    fs::remove_all(o.out);
+    return out;
+  };
+  write_generator(o.generator, config, procedural_weights(generator_shapes(config)));
+  EXPECT_EQ(made(), config);
+  o.heads = 2;
+  EXPECT_EQ(made().heads, 2);
+  o.config = dir_ / "preset.json";
+  std::ofstream(o.config) << R"({"generator": {"text_tokens": 5}})";
+  EXPECT_EQ(made().text_tokens, 5);
+  config.grid_height = 2, config.grid_width = 8;  // as many tokens, and no square of pixels
+  write_generator(o.generator, config, procedural_weights(generator_shapes(config)));
+  expect_error(o, {"gen.safetensors", "2x8 tokens", "square"});
 }
 
 TEST_F(Convert, ReadsTheTokenizerInBothSpellings) {
@@ -298,6 +353,30 @@ TEST_F(Convert, ReadsTheTokenizerInBothSpellings) {
   expect_error(o, {"holds decoder.up.0.block.1.conv1.weight"});
 }
 
+TEST_F(Convert, NamesWhatATokenizersTensorsContradict) {
+  const TensorMap weights = procedural_weights(tokenizer_shapes(testing::tiny_tokenizer_config(32)));
+  ConvertOptions o = options();
+  o.tokenizer = dir_ / "vq.ckpt";
+  const auto refused = [&](const char* tensor, std::vector<int64_t> shape,
+                           std::initializer_list<const char*> parts) {
+    TensorMap changed = weights;
+    changed[tensor] = at::zeros(shape);
+    write_pth(o.tokenizer, PthValue::dict(changed));
+    expect_error(o, parts);
+  };
+  refused("encoder.conv_in.weight", {8, 4, 3, 3}, {"vq.ckpt: encoder.conv_in.weight reads 4", "a square"});
+  refused("encoder.down_blocks.0.resnets.0.conv1.weight", {8, 8, 3, 3}, {"vq.ckpt", "diffusers VQModel"});
+  refused("encoder.down.2.block.0.conv1.weight", {12, 8, 3, 3},
+          {"vq.ckpt: encoder.down.2.block.0.conv1.weight makes 12 channels", "the first level's 8"});
+  refused("encoder.down.2.block.0.nin_shortcut.weight", {16, 8, 1, 1},
+          {"vq.ckpt: encoder.down.2.block.0.nin_shortcut.weight", "elsewhere than the others"});
+  refused("quantize.embedding.weight", {1, 6}, {"vq.ckpt: codes must be in 2..1048576, got 1"});
+  TensorMap without = weights;
+  std::erase_if(without, [](const auto& item) { return item.first.starts_with("encoder.down."); });
+  write_pth(o.tokenizer, PthValue::dict(without));
+  expect_error(o, {"vq.ckpt: lacks encoder.down.0.block.0.conv1.weight"});
+}
+
 TEST_F(Convert, ATokenizerAloneIsAModelFolderToo) {
   ConvertOptions o = options();
   o.generator.clear(), o.heads = 0;
@@ -308,8 +387,40 @@ TEST_F(Convert, ATokenizerAloneIsAModelFolderToo) {
   EXPECT_FALSE(config.generator.has_value());
   EXPECT_TRUE(verify_model(o.out, config).empty());
   fs::remove_all(o.out);
+  // The preset's size, or else the multiple of the factor that 256 has room for.
+  const auto size_of = [&](const ConvertOptions& of) {
+    convert(of);
+    const ModelConfig made = read_model_config(of.out);
+    EXPECT_EQ(made.tokenizer->image_size, made.image_size);
+    fs::remove_all(of.out);
+    return made.image_size;
+  };
+  TokenizerConfig unshuffled = testing::tiny_tokenizer_config(32, {1, 1, 2}, 24);
+  unshuffled.unshuffle = 3;
+  ConvertOptions other = o;
+  other.tokenizer = dir_ / "unshuffled.safetensors";
+  write_tensors(other.tokenizer, procedural_weights(tokenizer_shapes(unshuffled)),
+                {{"format", "pt"}, {"config", R"({"_class_name": "VQModel"})"}});
+  EXPECT_EQ(size_of(other), 252);
+  other.config = dir_ / "preset.json";
+  std::ofstream(other.config) << R"({"image_size": 48})";
+  EXPECT_EQ(size_of(other), 48);
+  std::ofstream(other.config) << R"({"image_size": 50})";
+  expect_error(other, {"preset.json", "image_size 50", "factor 12"});
+
+  for (const auto& [flag, member] : {std::pair{"--text-encoder", &ConvertOptions::text_encoder},
+                                     {"--class-names", &ConvertOptions::class_names}}) {
+    other = o;
+    other.*member = dir_ / "vq.safetensors";
+    expect_error(other, {flag, "--generator"});
+  }
+  other = o, other.heads = 3;
+  expect_error(other, {"--heads", "--generator"});
   o.policies = {{dir_ / "policy.pth", 8}};
   expect_error(o, {"--policy", "--generator"});
+  o = options();
+  o.tokenizer.clear();
+  expect_error(o, {"--tokenizer: is missing"});
   o = options();
   write_tensors(o.tokenizer, procedural_weights(tokenizer_shapes(testing::tiny_tokenizer_config(33))));
   expect_error(o, {"gen.safetensors", "32 codes", "vq.safetensors", "33"});
@@ -341,6 +452,17 @@ TEST_F(Convert, TakesAPolicysSettingsFromItsNamespace) {
   fs::remove_all(o.out);
   o.policies = {{dir_ / "policy.pth", 4}, {dir_ / "bare.pth", 4}};
   expect_error(o, {"bare.pth", "a second policy for 4 steps"});
+
+  // `generate` takes the fewest steps by itself, or those of the preset.
+  o.policies = {{dir_ / "policy.pth", 6}, {dir_ / "bare.pth", 4}};
+  convert(o);
+  EXPECT_EQ(read_model_config(o.out).sampling.steps, 4);
+  fs::remove_all(o.out);
+  o.config = dir_ / "preset.json";
+  std::ofstream(o.config) << R"({"sampling": {"steps": 6, "table": {"guidance": 2.5}}})";
+  convert(o);
+  EXPECT_EQ(read_model_config(o.out).sampling.steps, 6);
+  EXPECT_EQ(read_model_config(o.out).sampling.table.guidance, 2.5);
 }
 
 TEST_F(Convert, OrdersAPolicysActionsByItsNamespace) {
@@ -466,12 +588,24 @@ TEST_F(Convert, ClassNames) {
   EXPECT_EQ(read_model_config(o.out).class_names.size(), 10u);
   EXPECT_EQ(read_model_config(o.out).class_names[9], "9");
   fs::remove_all(o.out);
+  fs::path names;
   o.class_names = dir_ / "names.txt";
   std::ofstream(o.class_names) << "tench, Tinca tinca\r\n\xc3\xa9t\xc3\xa9\nc\nd\ne\nf\ng\nh\ni\nj";
   convert(o);
   EXPECT_EQ(read_model_config(o.out).class_names[0], "tench, Tinca tinca");
   EXPECT_EQ(read_model_config(o.out).class_names[1], "\xc3\xa9t\xc3\xa9");
   fs::remove_all(o.out);
+  // A preset's, unless the flag gives others.
+  o.config = dir_ / "preset.json";
+  std::ofstream(o.config) << R"({"class_names": ["p", "q", "r", "s", "t", "u", "v", "w", "x", "y"]})";
+  convert(o);
+  EXPECT_EQ(read_model_config(o.out).class_names[9], "j");
+  fs::remove_all(o.out);
+  std::swap(o.class_names, names);
+  convert(o);
+  EXPECT_EQ(read_model_config(o.out).class_names[9], "y");
+  fs::remove_all(o.out);
+  std::swap(o.class_names, names), o.config.clear();
   std::ofstream(o.class_names) << "a\nb\n";
   expect_error(o, {"names.txt", "has 2 names", "10 classes"});
   std::ofstream(o.class_names) << "a\n\nb\n";
@@ -525,31 +659,10 @@ TEST_F(Convert, HostileAndDamagedFilesAreRefusedInEveryRole) {
 TEST_F(Convert, HugeTensorsFromLittleFilesAreRefused) {
   ConvertOptions o = options();
   o.generator = dir_ / "huge.pth";
-  // numel in the storage is 1, all strides are 0: written by hand, torch itself makes such files of expand().
-  std::string pickle;
-  const auto number = [](int32_t value) {
-    return "J" + std::string(reinterpret_cast<const char*>(&value), 4);
-  };
-  const auto text = [&](const std::string& value) {
-    const auto size = uint32_t(value.size());
-    return "X" + std::string(reinterpret_cast<const char*>(&size), 4) + value;
-  };
-  for (const auto& [name, shape] : generator_shapes(
-           {.width = 65536, .depth = 2, .heads = 1, .codes = 1 << 20, .grid_height = 4, .grid_width = 4})) {
-    pickle += text(name) + "ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") +
-              "ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(1) + "tQ" + number(0) + "(";
-    for (const int64_t size : shape) pickle += number(int32_t(size));
-    pickle += "t(";
-    for (size_t i = 0; i < shape.size(); ++i) pickle += number(0);
-    pickle += "t\x89}tR";
-  }
-  pickle = "\x80\x02}(" + pickle + "u.";
-  const float one = 1;
-  ZipWriter zip(o.generator);
-  const std::span<const std::byte> object[] = {std::as_bytes(std::span(pickle))};
-  const std::span<const std::byte> storage[] = {std::as_bytes(std::span(&one, 1))};
-  zip.add("a/data.pkl", object, false), zip.add("a/data/0", storage, false);
-  zip.commit();
+  write_hollow(
+      o.generator,
+      generator_shapes(
+          {.width = 65536, .depth = 2, .heads = 1, .codes = 1 << 20, .grid_height = 4, .grid_width = 4}));
   write_tensors(o.tokenizer, procedural_weights(tokenizer_shapes(testing::tiny_tokenizer_config(1 << 20))));
   o.heads = 1;
   expect_error(o, {"huge.pth", "bytes of memory", "refused"});
@@ -591,9 +704,12 @@ TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
   EXPECT_EQ(read_file(o.out / "text_encoder/vocab.json"), read_file(o.text_encoder / "tokenizer/vocab.json"));
   fs::remove_all(o.out);
   fs::remove(o.text_encoder / "model.safetensors");
+  o.config = dir_ / "preset.json";
+  std::ofstream(o.config) << R"({"text_encoder": {"pad_token": "!"}})";
   write_pth(o.text_encoder / "pytorch_model.bin", PthValue::dict(testing::golden_weights()));
   EXPECT_EQ(files(), (std::vector<std::string>{"config.json", "merges.txt", "pytorch_model.bin",
                                                "special_tokens_map.json", "vocab.json"}));
+  EXPECT_EQ(read_model_config(o.out).text_encoder.pad_token, "!");
   fs::remove_all(o.out);
   fs::remove(o.text_encoder / "pytorch_model.bin");
   expect_error(o, {"clip", "holds no weights"});
@@ -647,6 +763,15 @@ TEST_F(Convert, MakesImagesOf512Pixels) {
   EXPECT_EQ(made.images.sizes(), (std::vector<int64_t>{1, 3, 512, 512}));
 }
 
+GeneratorConfig config_of(const GeneratorSizes& s) {
+  GeneratorConfig config;
+  config.width = s.width, config.depth = s.depth, config.heads = s.heads, config.codes = s.codes;
+  config.grid_height = config.grid_width = s.grid;
+  if (s.classes > 0) config.classes = s.classes;
+  if (s.text_width > 0) config.condition = "text", config.text_width = s.text_width;
+  return config;
+}
+
 TEST(ConvertPresets, AllAreReadAndFitWhatTheyAreFor) {
   std::map<std::string, int64_t> parameters;
   for (const auto& entry : fs::directory_iterator(testing::source_dir() / "configs/public")) {
@@ -654,19 +779,10 @@ TEST(ConvertPresets, AllAreReadAndFitWhatTheyAreFor) {
     const auto preset =
         config_from_json<ConvertPreset>(read_json_file(entry.path().string()), entry.path().string());
     EXPECT_FALSE(preset.description.empty());
-    const GeneratorSizes& s = preset.generator;
-    const GeneratorConfig config{.width = s.width,
-                                 .depth = s.depth,
-                                 .heads = s.heads,
-                                 .codes = s.codes,
-                                 .grid_height = s.grid,
-                                 .grid_width = s.grid,
-                                 .condition = s.text_width > 0 ? "text" : "class",
-                                 .classes = s.classes > 0 ? s.classes : 1,
-                                 .text_width = s.text_width > 0 ? s.text_width : 1};
     int64_t& count = parameters[entry.path().stem()];
-    for (const auto& [name, shape] : generator_shapes(config)) count += c10::multiply_integers(shape);
-    EXPECT_EQ(preset.image_size, s.grid * 16);
+    for (const auto& [name, shape] : generator_shapes(config_of(preset.generator)))
+      count += c10::multiply_integers(shape);
+    EXPECT_EQ(preset.image_size, preset.generator.grid * 16);
   }
   EXPECT_EQ(parameters.at("adanat-l-256"), 193'655'297);
   EXPECT_EQ(parameters.at("autonat-l-256"), 193'655'297);
@@ -674,6 +790,103 @@ TEST(ConvertPresets, AllAreReadAndFitWhatTheyAreFor) {
   EXPECT_EQ(parameters.at("adanat-l-512"), 193'655'297 + 768 * 768);  // as many positions more
   EXPECT_NEAR(double(parameters.at("adanat-s-256")), 45.55e6, 0.01e6);
   EXPECT_EQ(parameters.size(), 7u);
+}
+
+// A generator of a published size has its heads without the preset, too; the preset takes it and no other.
+TEST(ConvertPresets, TakeTheirGeneratorAndNoOther) {
+  const TempDir dir;
+  for (const auto& entry : fs::directory_iterator(testing::source_dir() / "configs/public")) {
+    SCOPED_TRACE(entry.path());
+    const auto preset =
+        config_from_json<ConvertPreset>(read_json_file(entry.path().string()), entry.path().string());
+    const GeneratorSizes& sizes = preset.generator;
+    const bool text = sizes.text_width > 0;
+    write_hollow(dir / "g.pth", generator_shapes(config_of(sizes)));
+    const WeightSource source = WeightSource::open(dir / "g.pth");
+    const auto error = [&](const GeneratorSizes& other) -> std::string {
+      try {
+        read_generator(source, 0, other, "p.json");
+      } catch (const InputError& e) {
+        return e.what();
+      }
+      return "no error";
+    };
+    ::testing::internal::CaptureStderr();
+    EXPECT_EQ(read_generator(source, 0, {}, "").config, config_of(sizes));
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    EXPECT_NE(said.find(cat("g.pth: ", sizes.heads, " attention heads")), std::string::npos) << said;
+    EXPECT_EQ(read_generator(source, 0, sizes, "p.json").config, config_of(sizes));
+    const std::pair<const char*, int64_t GeneratorSizes::*> condition =
+        text ? std::pair{"text width", &GeneratorSizes::text_width}
+             : std::pair{"number of classes", &GeneratorSizes::classes};
+    for (const auto& [what, size] : {std::pair{"width", &GeneratorSizes::width},
+                                     {"depth", &GeneratorSizes::depth},
+                                     {"codebook", &GeneratorSizes::codes},
+                                     {"grid side", &GeneratorSizes::grid},
+                                     condition}) {
+      GeneratorSizes other = sizes;
+      other.*size += 1;
+      const std::string wanted =
+          cat("its ", what, " is ", sizes.*size, ", p.json says ", other.*size, "; it is not");
+      EXPECT_NE(error(other).find(wanted), std::string::npos) << wanted << "\n" << error(other);
+    }
+    GeneratorSizes other = sizes;
+    other.classes = text ? 1000 : 0, other.text_width = text ? 0 : 1280;
+    const std::string wanted = text ? "on text, p.json is for one conditioned on class"
+                                    : "on class, p.json is for one conditioned on text";
+    EXPECT_NE(error(other).find(wanted), std::string::npos) << error(other);
+  }
+}
+
+TEST_F(Convert, APresetThatCannotBeIsRefused) {
+  ConvertOptions o = options();
+  o.config = dir_ / "preset.json";
+  for (const auto& [preset, part] :
+       {std::pair{R"({"image_size": -1})", "preset.json: image_size must be 0..16384, got -1"},
+        {R"({"generator": {"depth": -2}})", "preset.json: generator.depth must be 0 or more, got -2"},
+        {R"({"policy": {"residual": "yes"}})", "preset.json: policy.residual must be heuristic, none or"},
+        {R"({"policy": {"smoothing": 1}})", "preset.json: policy.smoothing must be -1, or in [0, 1), got 1"},
+        {R"({"policy": {"heuristic": {"guidance": 0}}})", "preset.json: policy.heuristic.guidance must be"},
+        {R"({"sampling": {"steps": 0}})", "preset.json: sampling.steps must be 1..1000, got 0"},
+        {R"({"table": {"steps": 2, "mask_ratio": [0.5]}})", "preset.json: table.mask_ratio has 1 entries"},
+        {R"({"class_names": ["a", "b\u0007"]})", "preset.json: class_names must be made of names"}}) {
+    std::ofstream(o.config) << preset;
+    expect_error(o, {part});
+  }
+}
+
+// What was left out, assumed or overruled stands on stderr, one line each, whatever a file's names hold.
+TEST_F(Convert, SaysWhatItLeavesOutAndAssumes) {
+  ConvertOptions o = options();
+  const auto said = [&] {
+    ::testing::internal::CaptureStderr();
+    convert(o);
+    fs::remove_all(o.out);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(said(), "");
+  const TensorMap codec = procedural_weights(tokenizer_shapes(testing::tiny_tokenizer_config(32)));
+  const PthValue one = PthValue::of(at::ones({1}));
+  PthValue with_loss = PthValue::dict(codec);
+  with_loss.items.emplace_back("loss.logvar", one);
+  o.tokenizer = dir_ / "vq.ckpt";
+  write_pth(o.tokenizer,
+            PthValue::dict({{"state_dict", with_loss}, {"optimizer", PthValue::dict({{"m", one}})}}));
+  o.generator = dir_ / "gen.pth";
+  write_pth(
+      o.generator,
+      PthValue::dict({{"ema", PthValue::dict(procedural_weights(generator_shapes(small_generator("text"))))},
+                      {"a\x1b[2J", one}}));
+  EXPECT_EQ(said(), cat((dir_ / "vq.ckpt").string(), ": left out: optimizer.m, state_dict.loss.logvar\n",
+                        (dir_ / "gen.pth").string(), ": left out: a?[2J\n",
+                        "warning: the folder holds no text encoder: `generate` needs one; convert again ",
+                        "with --text-encoder DIR\n"));
+  o = options();
+  o.policies = {{dir_ / "bare.pth", 1}}, o.policy_residual = false, o.config = dir_ / "preset.json";
+  std::ofstream(o.config) << R"({"table": {"steps": 1, "mask_ratio": [0], "remask_temperature": [1],
+    "sampling_temperature": [1], "guidance": [0]}})";
+  EXPECT_EQ(said(), cat((dir_ / "preset.json").string(),
+                        ": its table for 1 steps gives way to the policy for as many\n"));
 }
 
 TEST_F(Convert, APresetIsForOneCheckpoint) {
