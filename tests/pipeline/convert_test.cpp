@@ -173,10 +173,21 @@ TEST_F(Convert, ReadsHuggingFaceFolders) {
   expect_error(o, {"model.safetensors.index.json", "model-00002-of-00002.safetensors", "not there"});
   write_tensors(o.generator / "model-00002-of-00002.safetensors", half[1]);
   expect_part(o, "generator.safetensors", weights);
+  const std::string second = read_file(o.generator / "model-00002-of-00002.safetensors");
+  half[1].insert(*half[0].begin());
+  write_tensors(o.generator / "model-00002-of-00002.safetensors", half[1]);
+  expect_error(o, {"model-00002-of-00002.safetensors", half[0].begin()->first.c_str(), "in another file"});
+  write_file_atomic(o.generator / "model-00002-of-00002.safetensors", second);
+  index(Json::array({"model-00001-of-00002.safetensors"}));
+  expect_error(o, {"index.json", "lacks the object \"weight_map\""});
   Json bad = map;
   bad["more"] = "model-00001-of-00002.safetensors";
   index(bad);
   expect_error(o, {"index.json", "more", "none of its files"});
+  write_pth(o.generator / "more.bin", PthValue::dict({{"more", PthValue::of(at::ones({1}))}}));
+  bad["more"] = "more.bin";
+  index(bad);
+  expect_error(o, {"index.json", "files are of two kinds"});
   for (const char* outside : {"../vq.safetensors", "/etc/passwd", ""}) {
     bad = map, bad["norm.bias"] = outside;
     index(bad);
@@ -436,6 +447,7 @@ TEST_F(Convert, TakesAPolicysSettingsFromItsNamespace) {
   EXPECT_EQ(policy.settings.smoothing, 0);
   EXPECT_EQ(policy.settings.rule, "adanat");
   EXPECT_EQ(policy.settings.network.flat(), 16);
+  EXPECT_EQ(policy.settings.network.codes, 32);
   const ModelConfig config = read_model_config(o.out);
   EXPECT_EQ(policy.settings.generator, config.files.at("generator.safetensors"));
   EXPECT_EQ(config.sampling.steps, 8);
@@ -488,6 +500,7 @@ TEST_F(Convert, OrdersAPolicysActionsByItsNamespace) {
   for (const PthValue& bad :
        {PthValue::list({"manual_gen_ratios", "manual_temp"}),
         PthValue::list({"manual_cfg", "manual_cfg", "manual_samp_temp", "manual_temp"}),
+        PthValue::list({"manual_cfg", "manual_gen_ratios", "manual_samp_temp", "manual_temp", "top_k"}),
         PthValue::list({"manual_cfg", "manual_gen_ratios", "manual_samp_temp", "top_k"})}) {
     write(bad);
     expect_error(o, {"policy.pth", "args.upd_set", "manual_gen_ratios"});
@@ -495,6 +508,13 @@ TEST_F(Convert, OrdersAPolicysActionsByItsNamespace) {
   args = {{"heu", PthValue::of("yes")}};
   write_pth(dir_ / "policy.pth", testing::policy_checkpoint(actor, args));
   expect_error(o, {"args.heu is no integer"});
+  args = testing::policy_args(0, 1001);
+  write_pth(dir_ / "policy.pth", testing::policy_checkpoint(actor, args));
+  expect_error(o, {"policy.pth", "args.gen_steps is 1001, it must be 1..1000"});
+  args = {{"heu", PthValue::of(int64_t{0})}, {"gen_steps", PthValue{}}};  // None: not said
+  write_pth(dir_ / "policy.pth", testing::policy_checkpoint(actor, args));
+  convert(o);
+  EXPECT_EQ(read_policy(o.out / "policy-T6.safetensors").settings.residual, "none");
 }
 
 TEST_F(Convert, ABarePolicyNeedsItsSettings) {
@@ -516,6 +536,13 @@ TEST_F(Convert, ABarePolicyNeedsItsSettings) {
   EXPECT_EQ(made("bare.pth", 10).smoothing, 0);
   write_pth(dir_ / "actor.pth", PthValue::dict(procedural_actor(small_actor()), "actor."));
   EXPECT_EQ(made("actor.pth", 16).smoothing, 0);
+  write_pth(dir_ / "wrapped.pth", PthValue::dict(procedural_actor(small_actor()), "module."));
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(made("wrapped.pth", 11).smoothing, 0.8);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("wrapped.pth: names without \"actor.\" and more than 10 steps: taken for AdaGen's"),
+            std::string::npos)
+      << said;
   o.policy_residual = false;
   EXPECT_EQ(made("bare.pth", 16).smoothing, 0);
   EXPECT_EQ(made("bare.pth", 16).residual, "none");
@@ -527,6 +554,36 @@ TEST_F(Convert, ABarePolicyNeedsItsSettings) {
   EXPECT_EQ(settings.residual, "heuristic");
   EXPECT_EQ(settings.smoothing, 0.5);
   EXPECT_EQ(settings.heuristic, (HeuristicConfig{.remask_temperature = 4.5, .guidance = 2.5}));
+  // None is a word, too; what the file says of its residual stands before the preset's.
+  std::ofstream(o.config) << R"({"policy": {"residual": "heuristic", "smoothing": 0}})";
+  EXPECT_EQ(made("bare.pth", 16).smoothing, 0);
+  std::ofstream(o.config) << R"({"policy": {"residual": "none"}})";
+  EXPECT_EQ(made("bare.pth", 8).residual, "none");
+  EXPECT_EQ(made("policy.pth", 8).residual, "heuristic");
+}
+
+// The policy that acts, filled up from the one beside it; one policy of a file and no other program's.
+TEST_F(Convert, OneActorIsTakenFromAFile) {
+  const TensorMap actor = procedural_actor(small_actor());
+  ConvertOptions o = options();
+  o.policies = {{dir_ / "policy.pth", 8}};
+  PthValue checkpoint = testing::policy_checkpoint(actor, testing::policy_args(1, 8));
+  std::erase_if(checkpoint.items[0].second.items,
+                [](const auto& item) { return item.first == "policy_old.actor.linear2.bias"; });
+  write_pth(dir_ / "policy.pth", checkpoint);
+  convert(o);
+  const TensorMap made = module_state(*read_policy(o.out / "policy-T8.safetensors").actor);
+  EXPECT_TRUE(at::equal(made.at("linear2.weight"), actor.at("linear2.weight")));
+  EXPECT_TRUE(at::equal(made.at("linear2.bias"), actor.at("linear2.bias") + 1));
+  const fs::path first = dir_ / "first";
+  fs::rename(o.out, first);
+  o.policies = {{first / "policy-T8.safetensors", 8}};
+  expect_error(o, {"policy-T8.safetensors", "a policy of this program already", "generate --policy"});
+  o.policies = {{dir_ / "policy.pth", 8}};
+  write_pth(dir_ / "policy.pth",
+            PthValue::dict({{"a", PthValue::dict(actor, "actor.")}, {"b", PthValue::dict(actor, "actor.")}}));
+  o.policy_residual = true;
+  expect_error(o, {"several policies", "a.actor.linear3.weight", "b.actor.linear3.weight"});
 }
 
 TEST_F(Convert, APolicyMustFitTheGenerator) {
@@ -558,7 +615,12 @@ TEST_F(Convert, KeepsOrChangesTheType) {
   o.generator = dir_ / "half.pth";
   write_pth(o.generator, PthValue::dict(half));
   expect_part(o, "generator.safetensors", half);
-  TensorMap bfloat;
+  TensorMap wide, bfloat;
+  for (const auto& [name, tensor] : half) wide.emplace(name, tensor.to(at::kDouble));
+  write_pth(dir_ / "wide.pth", PthValue::dict(wide));
+  o.generator = dir_ / "wide.pth", o.dtype = at::kHalf;
+  expect_part(o, "generator.safetensors", half);
+  o.generator = dir_ / "half.pth";
   for (const auto& [name, tensor] : half) bfloat.emplace(name, tensor.to(at::kBFloat16));
   o.dtype = at::kBFloat16;
   o.policies = {{dir_ / "policy.pth", 8}};
@@ -923,6 +985,9 @@ TEST_F(Convert, APublishedTableBecomesThePolicyOfItsSteps) {
   const BatchRequest request{{0, 3, 9}, 11, 0};
   EXPECT_TRUE(
       at::equal(pipeline.generate(request, *by_itself).tokens, pipeline.generate(request, *named).tokens));
+  const PolicyNetworkConfig network = read_policy(o.out / "policy-T8.safetensors").settings.network;
+  EXPECT_EQ(std::tuple(network.codes, network.grid_height, network.grid_width, network.input_width),
+            std::tuple(32, 4, 4, 12));
   const auto state = by_itself->begin(1, at::kCPU);
   for (int64_t t = 0; t < 8; ++t) {
     const Action action = by_itself->next(state.get(), t, at::zeros({1, 16, 12}));
