@@ -132,8 +132,10 @@ void check_options(const ConvertOptions& options) {
 }  // namespace
 
 void GeneratorSizes::validate() const {
-  for (const int64_t size : {width, depth, heads, codes, grid, classes, text_width, text_tokens})
-    require(size >= 0, "generator", "made of numbers >= 0", size);
+  const auto check = [this](const auto& f) {
+    require(this->*f.member >= 0, f.name, "0 or more", this->*f.member);
+  };
+  std::apply([&](const auto&... f) { (check(f), ...); }, fields());
 }
 
 void PolicyPreset::validate() const {

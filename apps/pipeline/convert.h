@@ -77,8 +77,9 @@ struct ConvertPreset {
         field("generator", &C::generator, "sizes that the file must have, and what it cannot say"),
         field("class_names", &C::class_names, "one per class; empty: --class-names, or the numbers"),
         field("policy", &C::policy, "what policy files do not say"),
-        field("table", &C::table, "a schedule that was published with the weights; steps 0 = none"),
+        // Before the table: one of no steps would pass for what refuses sampling.steps 0.
         field("sampling", &C::sampling, "what `generate` does by itself"),
+        field("table", &C::table, "a schedule that was published with the weights; steps 0 = none"),
         field("text_encoder", &C::text_encoder, "how the generator's texts were prepared"),
     };
   }

@@ -114,7 +114,9 @@ GeneratorPart read_generator(const WeightSource& source, int64_t heads, const Ge
       metadata.at("format") == "adanat-generator-1") {
     const auto said = config_from_json<GeneratorConfig>(parse_json(metadata.at("config"), where), where);
     part.config.heads = said.heads, part.config.text_tokens = said.text_tokens;
-    part.config.grid_height = said.grid_height, part.config.grid_width = said.grid_width;
+    if (said.grid_height != part.config.grid_height || said.grid_width != part.config.grid_width)
+      throw InputError(cat(where, ": its grid is ", said.grid_height, "x", said.grid_width,
+                           " tokens; a model folder's images are square"));
     part.config.dropout = said.dropout;
     if (heads == 0) heads = said.heads;
   }

@@ -239,8 +239,13 @@ TEST(EditCanvas, IsScaledToTheModel) {
   request.border = Border{16, 0, 0, 16};
   const EditPlan plan = plan_edit(random_image(48, 48, 2), request, 32, 4);  // 64x64 to 32x32
   EXPECT_EQ(plan.image.width, 32);
+  request.dilate = 2;  // one pixel of the 32 further into the picture
+  const EditPlan wider = plan_edit(random_image(48, 48, 2), request, 32, 4);
   for (int y = 0; y < 8; ++y)
-    for (int x = 0; x < 8; ++x) EXPECT_EQ(plan.cells[size_t(y * 8 + x)], x < 2 || y >= 6) << x << " " << y;
+    for (int x = 0; x < 8; ++x) {
+      EXPECT_EQ(plan.cells[size_t(y * 8 + x)], x < 2 || y >= 6) << x << " " << y;
+      EXPECT_EQ(wider.cells[size_t(y * 8 + x)], x < 3 || y >= 5) << x << " " << y;
+    }
 }
 
 TEST(EditStrength, IsAShareOfTheTokens) {
@@ -351,6 +356,35 @@ TEST(PasteBack, TheSeamFadesInsideTheNewPart) {
   for (int y = 0; y < size; ++y) std::fill_n(planes.begin() + y * size, 16, uint8_t(55));
   paste_back(plan, plan.choose(1, 0), planes.data());
   EXPECT_EQ(planes[16], 255);
+}
+
+// Every pixel against the rule in edit.h, from all sides and in every channel.
+TEST(PasteBack, TheSeamIsMovedByTheNearestKeptPixels) {
+  for (const auto& [size, factor] : {std::pair{32, 4}, {33, 3}, {32, 16}, {9, 1}}) {
+    const EditPlan plan = plan_of(size, factor, random_mask(size, size, 3, 5), 0.6);
+    const std::vector<uint8_t> chosen = plan.choose(1, 0), decoded = random_image(size, size, 17).rgb;
+    std::vector<uint8_t> planes = decoded;
+    paste_back(plan, chosen, planes.data());
+    const int g = size / factor, feather = std::max(1, factor / 2), plane = size * size;
+    const auto is_kept = [&](int x, int y) {
+      return !at_pixel(plan.mask, x, y) || !chosen[size_t(y / factor * g + x / factor)];
+    };
+    for (int p = 0; p < plane; ++p)
+      for (int c = 0; c < 3 && !is_kept(p % size, p / size); ++c) {
+        int nearest = feather + 1, count = 0;
+        double sum = 0;  // over the kept pixels at that distance
+        for (int q = 0; q < plane; ++q) {
+          if (!is_kept(q % size, q / size)) continue;
+          const int d = std::max(std::abs(q % size - p % size), std::abs(q / size - p / size));
+          if (d < nearest) nearest = d, sum = count = 0;
+          if (d > nearest || d > feather) continue;
+          sum += plan.image.rgb[size_t(3 * q + c)] - decoded[size_t(c * plane + q)], ++count;
+        }
+        const double moved = count == 0 ? 0 : (1 - double(nearest) / (feather + 1)) * sum / count;
+        const int wanted = int(std::clamp(std::lround(decoded[size_t(c * plane + p)] + moved), 0L, 255L));
+        ASSERT_EQ(planes[size_t(c * plane + p)], wanted) << size << " " << p << " " << c;
+      }
+  }
 }
 
 // A scratch one pixel wide: nothing of it is left, though every pixel of it lies on the seam.

@@ -106,6 +106,29 @@ TEST_F(Edits, OfNothingAreThePictureAsTheTokenizerHasIt) {
   }
 }
 
+// The pixels that come back are those of the tokens that were kept: of the same seed and image.
+TEST_F(Edits, PasteBackWhatTheStartKept) {
+  const Editor edit = editor({0, 0, 16, 16}, 0.5);
+  const at::Tensor picture =
+      at::from_blob(image_.rgb.data(), {16, 16, 3}, at::kByte).permute({2, 0, 1}).contiguous();
+  const Image noise = random_image(16, 16 * 3, 8);
+  for (const int64_t seed : {5, 6}) {
+    const at::Tensor start = edit.start(seed, 3, 3);
+    at::Tensor images =
+        at::from_blob(const_cast<uint8_t*>(noise.rgb.data()), {3, 3, 16, 16}, at::kByte).clone();
+    edit.paste_back(images, seed, 3);
+    for (int64_t b = 0; b < 3; ++b)
+      for (int64_t p = 0; p < 16; ++p) {
+        const auto cell = [&](const at::Tensor& of) {
+          return of.narrow(1, p / 4 * 4, 4).narrow(2, p % 4 * 4, 4);
+        };
+        EXPECT_EQ(at::equal(cell(images[b]), cell(picture)), start[b][p].item<int64_t>() != 32)
+            << b << " " << p;
+      }
+  }
+  EXPECT_FALSE(at::equal(edit.start(5, 3, 3), edit.start(6, 3, 3)));
+}
+
 // A policy decides from the state it finds: the known tokens, not an empty image.
 TEST_F(Edits, APolicySeesTheKnownTokens) {
   PolicySettings settings;
