@@ -1,8 +1,7 @@
 // What generation costs beyond its transformer forwards and its decoding: the loop, the schedule,
 // decode_step, copies. Each case in a process of its own, for its memory. Prints one JSON line per case:
 //   ratio         median over the runs of: a whole run's time over that of its forwards and its decoding
-//   alone,
-//                 which follows at once, so that a drifting machine hits both (the bar: at most 1.05).
+//                 alone, which follows at once, so that a drifting machine hits both (the bar: at most 1.05).
 //                 Processor time of one thread: other programs on the machine do not count.
 //   memory_ratio  what the process writes at most (anonymous_mib: RssAnon, looked at every millisecond, above
 //                 that of a process that has loaded LibTorch, from reading the model to the images) over its
@@ -10,12 +9,11 @@
 //                 tokenizer in float32; activations the most bytes of tensors alive at once in the forwards
 //                 and the decoding alone, each layer's input and output, for all rows of the batch.
 //   code_mib      pages of mapped files that came in meanwhile, on top of that: LibTorch's code, as it is
-//   first
-//                 run, and nothing of the model, whose files are read and let go before the peak. The system
-//                 takes such pages back when it wants, and shares them among processes; so they are no part
-//                 of the ratio.
-//   generate_bench [MODEL_FOLDER [RUNS [RUNS_OF_ADANAT_L]]]   (default models/signs 15 2; 0 runs = leave the
-//   case out)
+//                 first run, and nothing of the model, whose files are read and let go before the peak. The
+//                 system takes such pages back when it wants, and shares them among processes; so they are no
+//                 part of the ratio.
+//
+//   generate_bench [MODEL_FOLDER [RUNS [RUNS_OF_ADANAT_L]]]   (default models/signs 15 2; 0: none)
 #include <ATen/ATen.h>
 #include <c10/core/Allocator.h>
 #include <sys/wait.h>

@@ -94,7 +94,7 @@ class Pickle {
   const std::vector<std::string>& refused() const { return refused_; }
 
  private:
-  friend class PickleReader;
+  friend class PickleObjects;
   struct Value {
     Kind kind;
     uint32_t index;  // into sequences_, tensors_, storages_, names_ or texts_

@@ -75,8 +75,8 @@ at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& sc
     entries_.remove_if([&](const Entry& e) { return std::get<0>(e.shape) != schedule.serial(); });
     entries_.emplace_front().shape = shape;
     if (entries_.size() > kMostShapes) entries_.pop_back();
-    // As it will be recorded: libraries then have their plans for these sizes.
-    return adanat::sample(generator_, now, schedule, observers);
+    // As it will be recorded, so that libraries have their plans for these sizes; on a CPU nothing will be.
+    return adanat::sample(generator_, start.tokens.is_cuda() ? now : start, schedule, observers);
   }
   entries_.splice(entries_.begin(), entries_, found);
   Entry& entry = entries_.front();

@@ -474,6 +474,9 @@ TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
                                                "special_tokens_map.json", "vocab.json"}));
   EXPECT_EQ(read_model_config(o.out).text_encoder.pad_token, "!");
   fs::remove_all(o.out);
+  std::ofstream(o.config) << R"({"text_encoder": {"pad_token": "<unheard>"}})";  // `generate` would refuse it
+  expect_error(o, {"<unheard>"});
+  std::ofstream(o.config) << "{}";
   fs::remove(o.text_encoder / "pytorch_model.bin");
   expect_error(o, {"clip", "holds no weights"});
 
