@@ -63,9 +63,13 @@ at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& sc
   const bool watched =
       std::any_of(observers.begin(), observers.end(), [](const auto* o) { return o->reads_steps(); });
   const bool known = start.classes.of.is_same(start.condition);
-  if (watched || !known) return adanat::sample(generator_, start, schedule, observers);
+  if (!known) return adanat::sample(generator_, start, schedule, observers);
 
   SamplerStart now = with_even_conditions(start);
+  // On a GPU every run has the sizes of the recorded one: libraries sum other sizes in another order, and
+  // have their plans for these when it is recorded. A CPU records nothing.
+  const SamplerStart& stepped = start.tokens.is_cuda() ? now : start;
+  if (watched) return adanat::sample(generator_, stepped, schedule, observers);
   const Shape shape{schedule.serial(), now.tokens.size(0), now.tokens.size(1), now.same_tokens,
                     now.classes.distinct.size(0)};
   const auto found =
@@ -75,14 +79,13 @@ at::Tensor RecordedSampler::sample(const SamplerStart& start, const Schedule& sc
     entries_.remove_if([&](const Entry& e) { return std::get<0>(e.shape) != schedule.serial(); });
     entries_.emplace_front().shape = shape;
     if (entries_.size() > kMostShapes) entries_.pop_back();
-    // As it will be recorded, so that libraries have their plans for these sizes; on a CPU nothing will be.
-    return adanat::sample(generator_, start.tokens.is_cuda() ? now : start, schedule, observers);
+    return adanat::sample(generator_, stepped, schedule, observers);
   }
   entries_.splice(entries_.begin(), entries_, found);
   Entry& entry = entries_.front();
   const bool fresh = entry.recording == nullptr && !entry.refused;
   if (fresh) record(entry, now, schedule);
-  if (entry.refused) return adanat::sample(generator_, start, schedule, observers);
+  if (entry.refused) return adanat::sample(generator_, stepped, schedule, observers);
   if (!fresh) {
     const auto to = tensors_of(entry.start), from = tensors_of(now);
     for (size_t i = 0; i < to.size(); ++i) to[i]->copy_(*from[i], /*non_blocking=*/true);

@@ -19,8 +19,9 @@ class RecordedSampler {
  public:
   explicit RecordedSampler(GeneratorImpl& generator) : generator_(generator) {}
 
-  // As sample(), with the same errors. The same tokens where sums do not depend on the number of rows; a few
-  // more rows go through step 0 here, which on a GPU may turn the draws that are nearly ties.
+  // As sample(), with the same errors: the same tokens, whether a run is replayed or goes step by step. (On a
+  // GPU a few more rows go through step 0 in both, which may turn the draws that are nearly ties against
+  // sample().)
   at::Tensor sample(const SamplerStart& start, const Schedule& schedule,
                     const std::vector<SamplerObserver*>& observers = {});
 
