@@ -9,7 +9,7 @@
 #include "core/generator/masking.h"
 #include "core/generator/shapes.h"
 #include "core/nn/module_state.h"
-#include "support/support.h"
+#include "support/small_generator.h"
 
 namespace adanat {
 namespace {
@@ -18,17 +18,9 @@ using testing::fill_procedural;
 using testing::golden;
 
 GeneratorConfig small_config(const std::string& condition) {
-  return {.width = 64,
-          .depth = 4,
-          .heads = 4,
-          .codes = 32,
-          .grid_height = 4,
-          .grid_width = 4,
-          .condition = condition,
-          .classes = 10,
-          .text_width = 48,
-          .text_tokens = 77,
-          .dropout = 0.1};
+  GeneratorConfig config = testing::uvit_class_config();
+  config.condition = condition, config.text_width = 48, config.text_tokens = 77, config.dropout = 0.1;
+  return config;
 }
 
 Generator small_generator(const std::string& condition) {

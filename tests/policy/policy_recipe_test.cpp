@@ -17,8 +17,8 @@
 namespace adanat {
 namespace {
 
-using testing::TempDir;
 using testing::state_of;
+using testing::TempDir;
 using testing::value_of;
 
 // Plain colours, 8x8, of 3 classes.
@@ -136,15 +136,8 @@ PolicyParts tiny_parts(Brightness** reward = nullptr, double fails_at = -1) {
   at::set_num_threads(1);
   at::manual_seed(1);
   PolicyParts parts;
-  parts.generator = testing::procedural_generator({.width = 16,
-                                                   .depth = 2,
-                                                   .heads = 2,
-                                                   .codes = 24,
-                                                   .grid_height = 4,
-                                                   .grid_width = 4,
-                                                   .condition = "class",
-                                                   .classes = 3,
-                                                   .dropout = 0});
+  parts.generator =
+      testing::procedural_generator(testing::tiny_generator_config(/*grid_width=*/4, /*classes=*/3));
   TokenizerConfig tokenizer;
   tokenizer.image_size = 8, tokenizer.channels = 8, tokenizer.channel_multipliers = {1};
   tokenizer.residual_blocks = 1, tokenizer.latent_channels = 4, tokenizer.codes = 24, tokenizer.unshuffle = 2;

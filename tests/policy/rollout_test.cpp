@@ -22,15 +22,7 @@ using testing::TempDir;
 
 Generator tiny_generator() {
   at::set_num_threads(1);
-  return testing::procedural_generator({.width = 16,
-                                        .depth = 2,
-                                        .heads = 2,
-                                        .codes = 24,
-                                        .grid_height = 4,
-                                        .grid_width = 3,
-                                        .condition = "class",
-                                        .classes = 5,
-                                        .dropout = 0});
+  return testing::procedural_generator(testing::tiny_generator_config(/*grid_width=*/3, /*classes=*/5));
 }
 
 PolicySettings tiny_settings(int64_t steps = 3) {

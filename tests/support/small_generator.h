@@ -17,6 +17,19 @@ inline GeneratorConfig uvit_class_config() {
           .classes = 10};
 }
 
+// What policies are trained on in tests: four rows of tokens of 24 codes, nothing dropped.
+inline GeneratorConfig tiny_generator_config(int64_t grid_width, int64_t classes) {
+  return {.width = 16,
+          .depth = 2,
+          .heads = 2,
+          .codes = 24,
+          .grid_height = 4,
+          .grid_width = grid_width,
+          .condition = "class",
+          .classes = classes,
+          .dropout = 0};
+}
+
 // In eval mode.
 inline Generator procedural_generator(const GeneratorConfig& config) {
   Generator net(config);
