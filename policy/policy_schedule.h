@@ -118,9 +118,8 @@ void write_policy(const std::filesystem::path& file, const PolicySettings& setti
 // InputError naming the file: no policy, a newer format, bad settings, tensors that do not fit them.
 PolicyFile read_policy(const std::filesystem::path& file);
 // InputError that says both sides where the policy was made for another width, grid, codebook or number of
-// steps
-// (`steps` 0 = any is fine); a warning where it was trained with another generator (`generator_hash` "" = not
-// known).
+// steps (`steps` 0 = any is fine); a warning where it was trained with another generator (`generator_hash` ""
+// = not known).
 void check_policy(const PolicyFile& policy, const std::string& where, int64_t steps, int64_t width,
                   int64_t grid_height, int64_t grid_width, int64_t codes, const std::string& generator_hash);
 

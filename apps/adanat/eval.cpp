@@ -1,48 +1,17 @@
 // adanat eval: how good generated or given images are, under a named protocol (spec/cli.md, eval;
 // docs/evaluation.md).
-#include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/tensor.h>
-
 #include <cmath>
 #include <cstdio>
-#include <functional>
 
-#include "apps/adanat/cli.h"
-#include "apps/adanat/table_flags.h"
+#include "apps/adanat/eval_subject.h"
 #include "apps/pipeline/comparison.h"
-#include "apps/pipeline/conditions.h"
-#include "apps/pipeline/evaluate.h"
-#include "apps/pipeline/image_batches.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
-#include "core/base/sha256.h"
 #include "core/io/atomic_file.h"
-#include "core/metrics/image_metrics.h"
-#include "core/nn/device.h"
-#include "core/nn/linear.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
 namespace {
-
-// The options of a table that reach the images: an order of its own knows no re-mask temperature.
-Json table_in_force(const Schedule& schedule, const TableOptions& table) {
-  Json out = config_to_json(table);
-  if (schedule.priority().has_value()) out.erase("temperature");
-  return out;
-}
-
-struct EvalOptions {
-  std::string model, images, reference, weights, metrics, protocol, schedule, policy, save_stats, labels,
-      cache, plot, plot_metric;
-  std::vector<std::string> compare;
-  int64_t count = 0, steps = 0, seed = 42, batch_size = 64, repeats = 1, crop = 0, kid_subsets = 0,
-          kid_subset_size = 0;
-  TableFlags table;
-  bool tokenizer = false, skip_broken = false, half_distances = false;
-  ComputeOptions compute;
-};
 
 // --compare and --plot: nothing is measured.
 void run_compare(const EvalOptions& o) {
@@ -105,10 +74,9 @@ void check_options(const EvalOptions& o) {
         "statistics)");
   if (o.reference.empty() && !o.metrics.empty() && !score_alone && o.metrics != "sfid")
     throw InputError(cat("--metrics ", o.metrics, ": give --reference to compare with"));
-  const bool generates = o.images.empty() && !o.tokenizer;
   const bool generation_flags = o.steps > 0 || !o.schedule.empty() || !o.policy.empty() || o.table.any() ||
                                 !o.labels.empty() || !o.cache.empty();
-  if (!generates && generation_flags)
+  if (!o.generates() && generation_flags)
     throw InputError(
         "--steps, --schedule, --policy, --guidance, --temperature, --labels, --cache and their like: only "
         "for "
@@ -117,8 +85,7 @@ void check_options(const EvalOptions& o) {
     throw InputError("--reference: give the images to reconstruct");
   if (!o.images.empty() && o.count > 0)
     throw InputError("--count: only for images made by -m DIR, not with --images");
-  if (o.images.empty() && !o.tokenizer && o.count < 2)
-    throw InputError("--count: say how many images to generate, at least 2");
+  if (o.generates() && o.count < 2) throw InputError("--count: say how many images to generate, at least 2");
   if (o.count > 100'000'000) throw InputError(cat("--count ", o.count, ": must be at most 100000000"));
   if (o.tokenizer && o.model.empty()) throw InputError("--tokenizer: give -m DIR with the tokenizer");
   if (o.tokenizer && o.count > 0)
@@ -142,178 +109,6 @@ fs::path bundled_measure() {
     if (fs::exists(file, error)) return file;
   }
   return {};
-}
-
-// One run of eval: what all its parts share.
-struct Evaluation {
-  const EvalOptions& options;
-  Protocol protocol;
-  MetricSet metrics;
-  Measurer measurer;
-  std::optional<ModelConfig> config;  // of -m
-  at::Device device;
-  int64_t crop = 0;
-  int64_t skipped = 0;
-
-  bool knows_classes(const std::vector<std::string>& names) const {
-    if (protocol.network != "classifier") return false;
-    return measurer.class_names() == names;
-  }
-
-  // Measures every image of a dataset; `change` sees each batch first. Counts what was skipped.
-  void measure(const ImageDataset& data, MeasuredSet& into, const char* title,
-               const std::function<at::Tensor(const at::Tensor&)>& change = {}) {
-    const bool labelled = knows_classes(data.class_names());
-    if (protocol.network == "classifier" && !labelled && data.class_names().size() > 1)
-      note(cat("accuracy of ", data.describe(), " is left out: its classes are not those of the network"));
-    ImageBatchOptions reading{.batch_size = options.batch_size,
-                              .crop = crop,
-                              .pillow_299 = protocol.resize == "pillow-bicubic" && !change,
-                              .skip_broken = options.skip_broken};
-    if (!change) reading.prepare = [this](const at::Tensor& images) { return measurer.prepare(images); };
-    ImageBatches reader(data, std::move(reading));
-    Progress progress(title, data.size(), "images");
-    int64_t done = 0;
-    while (const auto batch = reader.next()) {
-      check_interrupt();
-      into.add(change ? measurer.extract(change(batch->images)) : measurer.extract_prepared(batch->images),
-               labelled ? batch->labels : at::Tensor());
-      progress.update(done += batch->labels.size(0));
-    }
-    if (reader.skipped() > 0)
-      warning(cat(reader.skipped(), " broken images of ", data.describe(), " were left out"));
-    skipped += reader.skipped();
-  }
-
-  int64_t expected(const ImageDataset& data) const { return options.skip_broken ? -1 : data.size(); }
-};
-
-// One side that is given as files: statistics, images, or both (ADM's reference batches).
-struct GivenSet {
-  MetricSet metrics;                     // what is wanted of it
-  std::unique_ptr<ImageDataset> images;  // null: statistics alone
-  std::optional<MeasuredSet> set;
-  std::string description, hash;  // hash of a statistics file, else ""
-};
-
-GivenSet open_given(Evaluation& e, const std::string& path, const MetricSet& metrics) {
-  GivenSet out;
-  out.metrics = metrics;
-  if (!is_statistics_file(path)) {
-    out.images = open_dataset(path);
-    out.description = out.images->describe();
-    note(out.description);
-    return out;
-  }
-  StatisticsFile statistics = read_statistics(path);
-  out.description = path;
-  out.hash = sha256_file(path);
-  if (!statistics.protocol.empty() && statistics.protocol != e.protocol.name)
-    warning(cat(path, ": was made under protocol ", statistics.protocol, ", not ", e.protocol.name));
-  if (!statistics.weights_sha256.empty() && statistics.weights_sha256 != e.measurer.weights_hash())
-    warning(cat(path, ": was made with other weights (", statistics.weights_sha256.substr(0, 8), ", here ",
-                e.measurer.weights_hash().substr(0, 8), ")"));
-  if (statistics.has_images && (metrics.kernel || metrics.manifold || metrics.score))
-    out.images = open_dataset(path);
-  out.set.emplace(e.protocol, metrics, std::move(statistics), out.images ? e.expected(*out.images) : 0);
-  return out;
-}
-
-void measure_given(Evaluation& e, GivenSet& given, const char* title) {
-  if (!given.images) return;
-  if (!given.set) given.set.emplace(e.protocol, given.metrics, e.expected(*given.images));
-  e.measure(*given.images, *given.set, title);
-}
-
-MeasuredSet generate_and_measure(Evaluation& e, Pipeline& pipeline, Conditions& conditions,
-                                 const Schedule& schedule, const Json& table, int64_t seed) {
-  const EvalOptions& o = e.options;
-  const ModelConfig& config = pipeline.config();
-  const std::vector<int64_t> classes = conditions.choose(e.protocol.labels, o.count, seed);
-  const bool labelled = !config.from_texts() && e.knows_classes(config.class_names);
-  const auto labels = [&](int64_t begin, int64_t size) {
-    return labelled ? at::tensor(at::ArrayRef<int64_t>(classes.data() + begin, size_t(size)), at::kLong)
-                    : at::Tensor();
-  };
-  // Everything that a feature depends on. The weights are hashed here, whatever config.json says of them.
-  const fs::path folder = o.model;
-  const Json key{{"format", 3},
-                 {"generator", sha256_file((folder / "generator.safetensors").string())},
-                 {"tokenizer", sha256_file((folder / "tokenizer.safetensors").string())},
-                 {"threads", at::get_num_threads()},
-                 {"program", ADANAT_VERSION},
-                 {"schedule", schedule.describe()},
-                 {"schedule_name", schedule.name()},
-                 {"steps", schedule.steps()},
-                 {"table", table},
-                 {"seed", seed},
-                 {"count", o.count},
-                 {"classes", conditions.hash(classes)},
-                 {"batch", o.batch_size},
-                 {"network", e.protocol.network},
-                 {"resize", e.protocol.resize},
-                 {"normalise", e.protocol.normalise},
-                 {"quantise", e.protocol.quantise},
-                 {"weights", e.measurer.weights_hash()},
-                 {"spatial", e.metrics.spatial},
-                 {"device", e.device.str()},
-                 {"float32_library", e.device.is_cpu() ? float32_library() : ""},
-                 {"dtype", dtype_name(parse_dtype(o.compute.dtype, e.device))}};
-  FeatureCache cache(o.cache == "none" ? fs::path()
-                     : o.cache.empty() ? FeatureCache::default_folder()
-                                       : fs::path(o.cache),
-                     key);
-  MeasuredSet set(e.protocol, e.metrics, o.count);
-  int64_t done = 0;
-  cache.load([&](const FeatureRows& rows) {
-    set.add(rows, labels(done, rows.size()));
-    done += rows.size();
-  });
-  if (done > 0)
-    note(cat("seed ", seed, ": features of ", done, " images come from the cache of an earlier run"));
-  Progress progress(cat("generate (seed ", seed, ")"), o.count, "images", done);
-  try {
-    while (done < o.count) {
-      check_interrupt();
-      const int64_t size = std::min(o.batch_size, o.count - done);
-      const BatchRequest request = conditions.request(classes, seed, done, size);
-      const at::Tensor tokens = pipeline.generate_tokens(request, schedule);
-      const FeatureRows rows = e.measurer.extract(
-          e.protocol.quantise == "uint8" ? pipeline.decode(tokens) : pipeline.decode_unit(tokens));
-      set.add(rows, labels(done, size));
-      cache.add(rows);
-      progress.update(done += size);
-    }
-  } catch (...) {  // stopped, out of memory, a value that is no number: what is done is done
-    cache.flush();
-    throw;
-  }
-  cache.flush();
-  return set;
-}
-
-// The tokenizer's reconstructions of all images, and how near they come.
-MeasuredSet reconstruct_and_measure(Evaluation& e, const ImageDataset& source, std::vector<Figure>& extra) {
-  Tokenizer tokenizer = open_tokenizer(e.options.model, *e.config, e.device);
-  CodeHistogram codes(e.config->tokenizer->codes);
-  double psnr_sum = 0, ssim_sum = 0;
-  const at::NoGradGuard no_grad;
-  MeasuredSet set(e.protocol, e.metrics, e.expected(source));
-  e.measure(source, set, "reconstruct", [&](const at::Tensor& images) {
-    const at::Tensor originals = images.to(e.device).to(at::kFloat) / 255;
-    const at::Tensor ids = tokenizer->encode(originals);
-    codes.add(ids);
-    const at::Tensor bytes = decode_to_bytes(*tokenizer, ids), again = bytes.to(at::kFloat) / 255;
-    psnr_sum += psnr(again, originals.cpu()).sum().item<double>();
-    ssim_sum += ssim(again, originals.cpu()).sum().item<double>();
-    return e.protocol.quantise == "uint8" ? bytes : tokenizer->decode(ids).clamp(0, 1);
-  });
-  const double count = double(set.count());
-  extra = {{"psnr", psnr_sum / count, {}},
-           {"ssim", ssim_sum / count, {}},
-           {"code_usage", codes.usage(), {}},
-           {"code_perplexity", codes.perplexity(), {}}};
-  return set;
 }
 
 void save_statistics(const Evaluation& e, const MeasuredSet& set) {
@@ -350,31 +145,28 @@ Json figures_to_json(const std::vector<std::vector<Figure>>& runs) {
   return out;
 }
 
-void run_eval(const EvalOptions& o) {
-  install_interrupt_handlers();
-  if (!o.compare.empty()) return run_compare(o);
-  check_options(o);
-  const at::Device device = o.compute.apply();
-  Protocol protocol = choose_protocol(o);
-  const MetricSet metrics = parse_metrics(!o.metrics.empty()                 ? o.metrics
-                                          : protocol.network == "classifier" ? "fd"
-                                                                             : "fid",
-                                          protocol);
+// The weights of the protocol's network: --weights, the model's, or those of the bundled signs.
+fs::path choose_weights(const EvalOptions& o, const Protocol& protocol) {
   if (protocol.network == "inception" && o.weights.empty())
     throw InputError(cat("--weights: protocol ", protocol.name,
                          " needs the Inception weights (pt_inception-2015-12-05 as .pth or "
                          ".safetensors); without them use --protocol classifier"));
-  fs::path weights = o.weights.empty() ? fs::path(o.model) / "measure.safetensors" : fs::path(o.weights);
-  if (o.weights.empty() && o.model.empty()) {
-    weights = bundled_measure();
-    if (weights.empty())
-      throw InputError(
-          "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
-          "measure network");
+  fs::path weights = o.weights;
+  if (weights.empty())
+    weights = o.model.empty() ? bundled_measure() : fs::path(o.model) / "measure.safetensors";
+  if (weights.empty())
+    throw InputError(
+        "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
+        "measure network");
+  if (o.weights.empty() && o.model.empty())
     note(cat("measured by ", weights.string(),
              ", which knows traffic signs; --weights names another network"));
-  }
   if (!fs::exists(weights)) throw InputError(cat(weights.string(), ": no such file; give --weights"));
+  return weights;
+}
+
+Evaluation open_evaluation(const EvalOptions& o, const Protocol& protocol, const MetricSet& metrics,
+                           const fs::path& weights, at::Device device) {
   // The classifier has always run on the CPU: its figures in the models' cards do not depend on a GPU.
   const at::Device measure_device = protocol.network == "classifier" ? at::Device(at::kCPU) : device;
   Evaluation e{o,  protocol, metrics, Measurer::open(weights, protocol, metrics.spatial, measure_device),
@@ -382,6 +174,34 @@ void run_eval(const EvalOptions& o) {
   note(describe(protocol));
   if (!o.model.empty()) e.config = read_model_config(o.model), e.crop = e.config->image_size;
   if (o.crop > 0) e.crop = o.crop;
+  return e;
+}
+
+std::vector<Figure> figures_of(const Evaluation& e, const MeasuredSet& set, const std::string& name,
+                               const GivenSet& reference) {
+  std::vector<Figure> figures;
+  if (reference.set)
+    figures = compare_sets(set, name, *reference.set, reference.description, e.protocol, e.metrics);
+  else if (e.metrics.score)
+    figures.push_back(score_figure(set, name, e.protocol));
+  if (const auto accuracy = set.accuracy(); accuracy && !reference.set)
+    figures.push_back({"accuracy", *accuracy, {}});
+  if (e.options.tokenizer)
+    for (Figure& figure : figures)
+      if (figure.name == "fid") figure.name = "rfid";
+  return figures;
+}
+
+void run_eval(const EvalOptions& o) {
+  install_interrupt_handlers();
+  if (!o.compare.empty()) return run_compare(o);
+  check_options(o);
+  const at::Device device = o.compute.apply();
+  const Protocol protocol = choose_protocol(o);
+  const std::string standard = protocol.network == "classifier" ? "fd" : "fid";
+  const MetricSet metrics = parse_metrics(o.metrics.empty() ? standard : o.metrics, protocol);
+  const fs::path weights = choose_weights(o, protocol);
+  Evaluation e = open_evaluation(o, protocol, metrics, weights, device);
 
   GivenSet reference;
   if (!o.reference.empty()) {
@@ -389,122 +209,40 @@ void run_eval(const EvalOptions& o) {
     wanted.score = false;  // of the measured set only
     reference = open_given(e, o.reference, wanted);
   }
-  std::optional<Pipeline> pipeline;
-  std::optional<Conditions> conditions;
-  std::unique_ptr<Schedule> schedule;
-  TableOptions table;
-  const bool generates = o.images.empty() && !o.tokenizer;
-  if (generates) {  // whatever is wrong with the model or the flags is found before the reference is read
-    pipeline.emplace(Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device)));
-    table = o.table.over(e.config->sampling.table);
-    schedule = pipeline->schedule(o.schedule, o.steps, table, o.policy);
-    conditions.emplace(*pipeline, reference.images.get(), o.skip_broken);
-    if (e.config->from_texts()) {  // each caption as often as it stands there
-      if (o.labels.empty()) protocol.labels = e.protocol.labels = "reference";
-    } else if (protocol.labels == "reference" && !has_labels_of(reference.images.get(), *e.config)) {
-      if (!o.labels.empty())
-        throw InputError(
-            cat("--labels reference: ", o.reference.empty() ? "there is no reference" : o.reference,
-                " has no images of the model's classes; use random or balanced"));
-      note("classes are taken in turn: the reference has no images of the model's classes");
-      protocol.labels = e.protocol.labels = "balanced";
-    }
-    o.table.refuse_for(*schedule);
-  }
-  const auto expected = [](const std::string& name, const GivenSet& given) {
-    if (given.images) return ExpectedSet{name, given.images->size()};
-    return ExpectedSet{name, given.set->count() > 0 ? std::optional(given.set->count()) : std::nullopt};
-  };
-  std::optional<ExpectedSet> other;
-  if (!reference.description.empty()) other = expected(reference.description, reference);
-  GivenSet images;
-  std::unique_ptr<ImageDataset> source;  // of reconstructions
-  if (o.tokenizer)
-    source = open_dataset(o.images.empty() ? o.reference : o.images);
-  else if (!generates)
-    images = open_given(e, o.images, metrics);
-  const ExpectedSet own = generates     ? ExpectedSet{"the generated set", o.count}
-                          : o.tokenizer ? ExpectedSet{"the reconstructions", source->size()}
-                                        : expected(images.description, images);
-  require_images(protocol, metrics, own, other);
+  const std::unique_ptr<EvalSubject> subject = open_subject(e, reference);
+  const ExpectedSet own = subject->expected();
+  require_images(e.protocol, metrics, own,
+                 o.reference.empty() ? std::nullopt : std::optional(reference.expected()));
   measure_given(e, reference, "reference");
 
   std::vector<std::vector<Figure>> runs;
   std::optional<int64_t> count;
-  std::string measured;  // what was given, or reconstructed
-  // What is done with each measured set: its figures, its statistics.
-  const auto finish = [&](const MeasuredSet& set, const std::string& name, std::vector<Figure> extra) {
-    if (runs.empty()) save_statistics(e, set);
-    count = set.reported_count();
-    std::vector<Figure> figures;
-    if (reference.set)
-      figures = compare_sets(set, name, *reference.set, reference.description, protocol, metrics);
-    else if (metrics.score)
-      figures.push_back(score_figure(set, name, protocol));
-    if (const auto accuracy = set.accuracy(); accuracy && !reference.set)
-      figures.push_back({"accuracy", *accuracy, {}});
-    if (o.tokenizer)
-      for (Figure& figure : figures)
-        if (figure.name == "fid") figure.name = "rfid";
-    figures.insert(figures.end(), extra.begin(), extra.end());
-    runs.push_back(std::move(figures));
-  };
-  if (o.tokenizer) {
-    measured = source->describe();
+  for (int64_t run = 0; run < subject->runs(); ++run) {
     std::vector<Figure> extra;
-    const MeasuredSet set = reconstruct_and_measure(e, *source, extra);
-    finish(set, "the reconstructions", extra);
-  } else if (!o.images.empty()) {
-    measured = images.description;
-    measure_given(e, images, "measure");
-    finish(*images.set, images.description, {});
-  } else {
-    const Json described = schedule->takes_table_options() ? table_in_force(*schedule, table) : Json();
-    for (int64_t r = 0; r < o.repeats; ++r)
-      finish(generate_and_measure(e, *pipeline, *conditions, *schedule, described, o.seed + r),
-             "the generated set", {});
+    const MeasuredSet set = subject->measure(run, extra);
+    if (run == 0) save_statistics(e, set);
+    count = set.reported_count();
+    runs.push_back(figures_of(e, set, own.name, reference));
+    runs.back().insert(runs.back().end(), extra.begin(), extra.end());
   }
 
+  const auto or_null = [](const std::optional<int64_t>& value) { return value ? Json(*value) : Json(); };
   Json j;
-  j["protocol"] = protocol.name;
-  if (count)
-    j["count"] = *count;
-  else
-    j["count"] = nullptr;
-  const auto reference_count = reference.set ? reference.set->reported_count() : std::nullopt;
-  if (reference_count)
-    j["reference_count"] = *reference_count;
-  else
-    j["reference_count"] = nullptr;
+  j["protocol"] = e.protocol.name;
+  j["count"] = or_null(count);
+  j["reference_count"] = or_null(reference.set ? reference.set->reported_count() : std::nullopt);
   j["weights_sha256"] = e.measurer.weights_hash();
   j["weights"] = weights.string();
-  if (generates)
-    j["seed"] = o.seed;
-  else
-    j["seed"] = nullptr;
+  j["seed"] = nullptr;  // of generated images alone
   j["metrics"] = figures_to_json(runs);
   if (reference.set)
     if (const auto accuracy = reference.set->accuracy()) j["reference_accuracy"] = *accuracy;
-  if (generates) {
-    j["model"] = e.config->name;
-    j["schedule"] = schedule->name();
-    j["steps"] = schedule->steps();
-    if (schedule->takes_table_options())
-      j["table"] = table_in_force(*schedule, table);
-    else
-      j["actions"] = schedule->describe();
-    j["model_hash"] = pipeline->model_hash();
-    j["labels"] = protocol.labels;
-    if (e.config->from_texts()) j["text_encoder_sha256"] = conditions->encoder_hash();
-    j["dtype"] = dtype_name(parse_dtype(o.compute.dtype, e.device));
-  }
-  if (!measured.empty()) j["images"] = measured;
-  if (o.tokenizer) j["tokenizer"] = true;
+  subject->describe(j);
   if (!reference.description.empty()) j["reference"] = reference.description;
   if (!reference.hash.empty()) j["reference_sha256"] = reference.hash;
   if (e.crop > 0) j["crop"] = e.crop;
   if (o.skip_broken) j["skipped"] = e.skipped;
-  j["protocol_settings"] = config_to_json(protocol);
+  j["protocol_settings"] = config_to_json(e.protocol);
   std::printf("%s\n", j.dump().c_str());
 }
 

@@ -36,7 +36,9 @@ void run_encode(const EncodeOptions& o) {
   Tokenizer tokenizer = open_tokenizer(o.model, config, device);
   const auto dataset = open_dataset(o.data);
   note(dataset->describe());
-  SequentialReader reader(*dataset, config.image_size, o.batch_size, /*skip_broken=*/true);
+  SequentialReader reader(
+      *dataset,
+      {.batch_size = o.batch_size, .crop = config.image_size, .captions = true, .skip_broken = true});
   Progress progress("encode", dataset->size(), "images");
   // The images as they are, then all mirrored ones: the order of the rows is that of the data whatever the
   // batch.

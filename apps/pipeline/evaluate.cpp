@@ -18,7 +18,7 @@ namespace adanat {
 
 namespace {
 
-// (B, 3, H, W) u8 -> (B, 3, 299, 299) f32 in [0, 255], each image as ImageBatches does it.
+// (B, 3, H, W) u8 -> (B, 3, 299, 299) f32 in [0, 255], each image as SequentialReader does it.
 at::Tensor pillow_299(const at::Tensor& bytes) {
   constexpr int kSide = 299;
   at::Tensor out = at::empty({bytes.size(0), 3, kSide, kSide}, at::kFloat);

@@ -26,7 +26,7 @@ struct MetricSet {
 MetricSet parse_metrics(const std::string& list, const Protocol& protocol);
 
 // What a protocol's network is given of images: (B, 3, H, W) u8; or f32, in [0, 1] where the protocol does
-// not round generated images, in [0, 255] of 299x299 where ImageBatches has resized them. The result is
+// not round generated images, in [0, 255] of 299x299 where SequentialReader has resized them. The result is
 // normalised, and (B, 3, 299, 299) for Inception; the classifier resizes for itself. Safe from any thread.
 at::Tensor prepare_images(const Protocol& protocol, const at::Tensor& images, at::Device device);
 

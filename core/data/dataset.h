@@ -43,33 +43,27 @@ class ImageDataset {
 //
 // What PATH may be:
 // - a folder with one folder per class; files of a class may lie deeper. Items are all files below the class
-// folders that
-//   are not hidden (so a file that is no image is met, reported and skipped by the loader). Files beside the
-//   class folders are ignored. A folder without folders is one class, "all", of its files with an image
-//   extension.
-// - a .tar, .tar.gz or .tgz with the same tree inside.
-//   Folders that everything has in common above the class folders are skipped. If the tree holds train/,
-//   test/ or val/ (or training/, testing/, valid/, validation/), the split chooses: "train" (the default),
-//   "test" (val/ where there is no test/), "val". All splits share one list of classes: the union of their
-//   class folders.
-// - MNIST idx, plain or .gz: an images file (its labels file lies beside it, "images-idx3" -> "labels-idx1"),
-// or a folder
-//   with train-images-* and/or t10k-images-*. Grey is replicated. At least 10 classes, "0".."9".
+//   folders that are not hidden (so a file that is no image is met, reported and skipped by the loader).
+//   Files beside the class folders are ignored. A folder without folders is one class, "all", of its files
+//   with an image extension.
+// - a .tar, .tar.gz or .tgz with the same tree inside. Folders that everything has in common above the class
+//   folders are skipped. If the tree holds train/, test/ or val/ (or training/, testing/, valid/,
+//   validation/), the split chooses: "train" (the default), "test" (val/ where there is no test/), "val". All
+//   splits share one list of classes: the union of their class folders.
+// - MNIST idx, plain or .gz: an images file (its labels file lies beside it, "images-idx3" ->
+//   "labels-idx1"), or a folder with train-images-* and/or t10k-images-*. Grey is replicated. At least 10
+//   classes, "0".."9".
 // - CIFAR-10/100 binary: a folder (or tar) with data_batch_*.bin, test_batch.bin or train.bin, test.bin, or
-// one of these
-//   files. CIFAR-100 uses the fine labels. Names from batches.meta.txt / fine_label_names.txt where present,
-//   else numbers.
+//   one of these files. CIFAR-100 uses the fine labels. Names from batches.meta.txt / fine_label_names.txt
+//   where present, else numbers.
 // - an .npz of samples as the ADM evaluator reads it: arr_0 (N, H, W, 3) bytes, optionally arr_1 (N) labels.
-// Above 1 GiB it
-//   is read in order and never held whole; other orders are slow then.
+//   Above 1 GiB it is read in order and never held whole; other orders are slow then.
 // - a .tsv table of captioned images, one class "all": rows of caption and image file, in either order (told
-// by
-//   the names, or by a first row like "caption<TAB>image"; files are looked for from the table's folder), or
-//   AdaNAT's four columns key, number, caption, base64 image (with the .lineidx of its maker, or without).
+//   by the names, or by a first row like "caption<TAB>image"; files are looked for from the table's folder),
+//   or AdaNAT's four columns key, number, caption, base64 image (with the .lineidx of its maker, or without).
 // - WebDataset shards: one .tar, a folder of them, or "x-{00000..00012}.tar". Neighbours of one name are a
-// sample:
-//   an image with .txt (its caption) or .cls (its class, an integer) or both. An image without .txt counts as
-//   broken where others have one; where an image lacks a .cls, all are of one class.
+//   sample: an image with .txt (its caption) or .cls (its class, an integer) or both. An image without .txt
+//   counts as broken where others have one; where an image lacks a .cls, all are of one class.
 // Classes are sorted by bytes, or by value where all names are integers. Items are in file order, for folders
 // and archives sorted by name (bytes).
 //

@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <future>
 #include <optional>
 #include <string>
@@ -12,20 +13,36 @@
 namespace adanat {
 
 struct SequentialBatch {
-  at::Tensor images;                  // (B, 3, S, S) u8, ADM-cropped, B <= batch_size
-  at::Tensor labels;                  // (B) i64
-  std::vector<std::string> captions;  // B of them where the dataset has captions, else none
+  // (B, 3, H, W) u8; (B, 3, 299, 299) f32 in [0, 255] with pillow_299; or what prepare made of them.
+  at::Tensor images;
+  at::Tensor labels;           // (B) i64
+  std::vector<int64_t> items;  // which item of the dataset each is
+  std::vector<std::string>
+      captions;  // B of them where they are asked for and the dataset has them, else none
 };
 
-// Not thread-safe. With `skip_broken` broken items (their captions included) are left out and counted (the
-// first ones named on stderr); without it the first one is thrown as InputError from next().
+struct SequentialOptions {
+  int64_t batch_size = 32;
+  int64_t crop = 0;  // > 0: ADM centre crop to this size first
+  bool pillow_299 =
+      false;  // each channel resized by Pillow's bicubic to 299x299, clipped to 0..255 (clean-fid)
+  // Done to each batch while the last one is used.
+  std::function<at::Tensor(const at::Tensor&)> prepare = {};
+  bool captions = false;         // an item whose caption cannot be read is a broken one
+  bool skip_broken = false;      // leave broken items out, count them, name the first five on stderr
+  std::string broken_hint = {};  // without it: what the error says can be done
+};
+
+// Decodes on as many threads as LibTorch uses when it is made (at::get_num_threads). Not thread-safe. Without
+// crop and pillow_299 all images must have one size.
 class SequentialReader {
  public:
-  SequentialReader(const ImageDataset& dataset, int64_t image_size, int64_t batch_size, bool skip_broken);
+  SequentialReader(const ImageDataset& dataset, SequentialOptions options);
   ~SequentialReader();
   SequentialReader(const SequentialReader&) = delete;
   SequentialReader& operator=(const SequentialReader&) = delete;
-  // Empty at the end. InputError at the end if every item was broken.
+  // Empty at the end. InputError: an item that cannot be read (without skip_broken), an image of another size
+  // than the first; at the end if every item was broken.
   std::optional<SequentialBatch> next();
   int64_t skipped() const { return skipped_; }
 
@@ -34,11 +51,15 @@ class SequentialReader {
     SequentialBatch batch;
     int64_t next_item = 0, skipped = 0;
   };
-  Decoded decode(int64_t first) const;
+  struct Item;
+  void read(int64_t item, Item& into) const;
+  Decoded decode(int64_t first, int64_t skipped_before);
+  void fill(SequentialBatch& batch, const std::vector<const Item*>& good) const;
 
   const ImageDataset& dataset_;
-  int64_t image_size_, batch_size_;
-  bool skip_broken_;
+  SequentialOptions options_;
+  int64_t threads_;
+  int width_ = 0, height_ = 0;  // of the first image, 0 before it
   std::future<Decoded> ahead_;
   int64_t delivered_ = 0, skipped_ = 0;
 };

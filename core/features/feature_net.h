@@ -40,24 +40,22 @@ class FeatureNet {
 // "kind"; a file without one whose keys are those of the lpips package is taken for "lpips-vgg", one with
 // those of pytorch-fid for "inception", one with the keys of timm's vision transformers for "vit".
 //
-// classifier   Written by the classifier recipe (core/features/classifier_recipe.h). Metadata: "config" (JSON
-// of
-//              ClassifierConfig with sizes and preprocessing), "format" "1". Taps: stem, stage1..stageK,
-//              pool, logits.
-// lpips-vgg    VGG16's convolutions and the linear weights of LPIPS, with the keys of the lpips package's
-// state dict
-//              (richzhang/PerceptualSimilarity, lpips.LPIPS(net="vgg").state_dict() saved as safetensors):
-//              net.slice{1..5}.{index in torchvision's vgg16.features}.{weight,bias},
-//              lin{0..4}.model.1.weight (1, C, 1, 1), optionally scaling_layer.{shift,scale} and the copies
-//              lins.{i}.*, which are ignored. Taps: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3. Images are
-//              scaled to [-1, 1], then with LPIPS's shift and scale; they are not resized; sides must be 16
-//              or more.
-// inception    The Inception network of FID, core/features/inception.h: pt_inception-2015-12-05-6726825d.pth
-// (pytorch-fid),
-//              weights-inception-2015-12-05-6726825d.pth (torch-fidelity) or the same state dict as
-//              safetensors. A file with another hash is read with a warning that says so.
-// vit          A ViT in timm's layout (core/features/vit.h), known by its keys or its kind. Taps: position,
-// block<i>. InputError naming the file: unknown kind, a newer format, missing, surplus or misshapen tensors.
+// - classifier: written by the classifier recipe (core/features/classifier_recipe.h). Metadata: "config"
+//   (JSON of ClassifierConfig with sizes and preprocessing), "format" "1". Taps: stem, stage1..stageK, pool,
+//   logits.
+// - lpips-vgg: VGG16's convolutions and the linear weights of LPIPS, with the keys of the lpips package's
+//   state dict (richzhang/PerceptualSimilarity, lpips.LPIPS(net="vgg").state_dict() saved as safetensors):
+//   net.slice{1..5}.{index in torchvision's vgg16.features}.{weight,bias}, lin{0..4}.model.1.weight
+//   (1, C, 1, 1), optionally scaling_layer.{shift,scale} and the copies lins.{i}.*, which are ignored. Taps:
+//   relu1_2, relu2_2, relu3_3, relu4_3, relu5_3. Images are scaled to [-1, 1], then with LPIPS's shift and
+//   scale; they are not resized; sides must be 16 or more.
+// - inception: the Inception network of FID, core/features/inception.h:
+//   pt_inception-2015-12-05-6726825d.pth (pytorch-fid), weights-inception-2015-12-05-6726825d.pth
+//   (torch-fidelity) or the same state dict as safetensors. A file with another hash is read with a warning
+//   that says so.
+// - vit: a ViT in timm's layout (core/features/vit.h), known by its keys or its kind. Taps: position,
+//   block<i>.
+// InputError naming the file: unknown kind, a newer format, missing, surplus or misshapen tensors.
 std::unique_ptr<FeatureNet> load_feature_net(const std::filesystem::path& file);
 
 }  // namespace adanat

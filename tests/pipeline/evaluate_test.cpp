@@ -14,7 +14,6 @@
 #include <fstream>
 
 #include "apps/pipeline/comparison.h"
-#include "apps/pipeline/image_batches.h"
 #include "core/io/npy.h"
 #include "core/metrics/manifold.h"
 #include "io/bytes.h"
@@ -333,84 +332,6 @@ TEST(FeatureCache, IsBoundedAndNeverFails) {
   nowhere.add(rows(1, 1));
   nowhere.flush();
   EXPECT_TRUE(loaded(nowhere).empty());
-}
-
-void write_images(const fs::path& folder, int count, int side) {
-  fs::create_directories(folder);
-  for (int i = 0; i < count; ++i)
-    write_png(folder / cat("i", i, ".png"), testing::test_image(side, side, uint8_t(i * 9)));
-}
-
-TEST(ImageBatches, OneSizeUnlessTheProtocolResizesEachImage) {
-  const testing::TempDir dir;
-  write_images(dir / "a", 5, 24);
-  write_png(dir / "a" / "j.png", testing::test_image(20, 24));
-  const auto data = open_dataset(dir / "a");
-  const auto count = [&](ImageBatchOptions options) {
-    ImageBatches reader(*data, options);
-    int64_t n = 0;
-    while (const auto batch = reader.next()) n += batch->images.size(0);
-    return n;
-  };
-  expect_input_error([&] { count({.batch_size = 2}); }, {"j.png", "20x24", "24x24", "--crop"});
-  EXPECT_EQ(count({.batch_size = 4, .crop = 16}), 6);
-  EXPECT_EQ(count({.batch_size = 4, .pillow_299 = true}), 6);
-}
-
-TEST(ImageBatches, PixelsAndLabelsAreThoseOfTheirItems) {
-  const testing::TempDir dir;
-  for (const auto& [folder, name] : std::vector<std::pair<const char*, const char*>>{
-           {"a", "0"}, {"a", "1"}, {"b", "0"}, {"b", "1"}, {"c", "0"}}) {
-    fs::create_directories(dir / folder);
-    write_png(dir / folder / cat(name, ".png"), testing::test_image(18, 12, uint8_t(folder[0] * name[0])));
-  }
-  write_file_atomic(dir / "a" / "1.png", "no image");
-  const auto data = open_dataset(dir.path());
-  ImageBatches reader(*data, {.skip_broken = true});
-  const auto batch = reader.next();
-  ASSERT_EQ(batch->items, (std::vector<int64_t>{0, 2, 3, 4}));
-  ASSERT_EQ(batch->images.sizes(), (at::IntArrayRef{4, 3, 12, 18}));
-  for (int64_t i = 0; i < 4; ++i) {
-    const int64_t item = batch->items[size_t(i)];
-    EXPECT_EQ(batch->labels[i].item<int64_t>(), data->label(item));
-    const Image image = data->image(item);
-    for (int64_t c = 0; c < 3; ++c)
-      EXPECT_EQ(batch->images[i][c][5][7].item<uint8_t>(), image.rgb[size_t((5 * 18 + 7) * 3 + c)]);
-  }
-}
-
-TEST(ImageBatches, TheFirstFiveBrokenImagesAreNamed) {
-  const testing::TempDir dir;
-  write_images(dir / "a", 9, 16);
-  for (int i = 1; i < 9; ++i) write_file_atomic(dir / "a" / cat("i", i, ".png"), "no image");
-  const auto data = open_dataset(dir / "a");
-  ::testing::internal::CaptureStderr();
-  ImageBatches reader(*data, {.batch_size = 2, .skip_broken = true});
-  while (reader.next()) {
-  }
-  const std::string said = ::testing::internal::GetCapturedStderr();
-  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 5) << said;
-  EXPECT_NE(said.find("i5.png"), std::string::npos) << said;
-  EXPECT_EQ(reader.skipped(), 8);
-}
-
-TEST(ImageBatches, BrokenImagesStopOrAreCounted) {
-  const testing::TempDir dir;
-  write_images(dir / "a", 9, 16);
-  write_file_atomic(dir / "a" / "i4.png", "no image");
-  const auto data = open_dataset(dir / "a");
-  ImageBatches strict(*data, {.batch_size = 4});
-  strict.next();
-  expect_input_error([&] { strict.next(); }, {"i4.png", "--skip-broken"});
-  ImageBatches lenient(*data, {.batch_size = 4, .skip_broken = true});
-  std::vector<int64_t> items;
-  while (const auto batch = lenient.next())
-    items.insert(items.end(), batch->items.begin(), batch->items.end());
-  EXPECT_EQ(items, (std::vector<int64_t>{0, 1, 2, 3, 5, 6, 7, 8}));
-  EXPECT_EQ(lenient.skipped(), 1);
-  for (int i = 0; i < 9; ++i) write_file_atomic(dir / "a" / cat("i", i, ".png"), "no image");
-  ImageBatches none(*data, {.batch_size = 2, .skip_broken = true});
-  expect_input_error([&] { none.next(); }, {"none of its images"});
 }
 
 Json result(const std::string& protocol, int64_t count, int steps, double fid, double deviation = 0) {

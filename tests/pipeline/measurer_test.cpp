@@ -12,7 +12,7 @@
 #include <cmath>
 
 #include "apps/pipeline/evaluate.h"
-#include "apps/pipeline/image_batches.h"
+#include "core/data/sequential.h"
 #include "core/metrics/manifold.h"
 #include "io/bytes.h"
 #include "support/random_inception.h"
@@ -103,7 +103,7 @@ TEST(PreparedImages, CleanIsClippedAndNotRounded) {
   for (int64_t i = 0; i < 6 * 8 * 3; ++i) image.rgb.push_back(i / 3 % 8 < 4 ? 0 : 255);
   write_png(dir / "edge.png", image);
   const auto data = open_dataset(dir.path());
-  ImageBatches reader(*data, {.pillow_299 = true});
+  SequentialReader reader(*data, {.pillow_299 = true});
   EXPECT_CLOSE(prepared("clean", reader.next()->images)[0][0][150] * 128 + 128, pixels, 0);
 }
 
