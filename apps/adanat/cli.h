@@ -1,4 +1,4 @@
-// The subcommands of `adanat`, one file each, and what they share.
+// The subcommands of `adanat`, and what they share.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -33,7 +33,8 @@ void Evaluation::measure(const ImageDataset& data, MeasuredSet& into, const char
                             .crop = crop,
                             .pillow_299 = protocol.resize == "pillow-bicubic" && !change,
                             .skip_broken = options.skip_broken,
-                            .broken_hint = "--skip-broken leaves such images out"};
+                            .broken_hint = " (--skip-broken leaves such images out)",
+                            .size_hint = "; this protocol needs one size: give --crop S to bring all to SxS"};
   if (!change) reading.prepare = [this](const at::Tensor& images) { return measurer.prepare(images); };
   SequentialReader reader(data, std::move(reading));
   Progress progress(title, data.size(), "images");

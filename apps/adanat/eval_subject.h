@@ -67,9 +67,9 @@ void measure_given(Evaluation& e, GivenSet& given, const char* title);
 class EvalSubject {
  public:
   virtual ~EvalSubject() = default;
-  virtual ExpectedSet expected() const = 0;
+  virtual ExpectedSet expected() const = 0;  // before the first run
   virtual int64_t runs() const { return 1; }
-  // Run 0, 1, ... of runs(). `extra` gets figures that come of measuring alone.
+  // Run 0, 1, ... of runs(), each once. `extra` gets figures that come of measuring alone.
   virtual MeasuredSet measure(int64_t run, std::vector<Figure>& extra) = 0;
   // Adds to the result what it says of this set.
   virtual void describe(Json& result) const = 0;

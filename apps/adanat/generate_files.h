@@ -43,7 +43,8 @@ class OutputNames {
   bool single_ = false;
 };
 
-// Writes the pictures of one batch while the next is made. The grid is written by finish.
+// Writes the pictures of one batch while the next is made. The grid is written by finish. `names` and
+// `making` outlive this.
 class PictureFiles {
  public:
   PictureFiles(const OutputNames& names, const Making& making) : names_(names), making_(making) {}

@@ -82,7 +82,7 @@ GaussianStats reference_stats(const ImageDataset& data, int64_t image_size, Feat
                               int64_t batch_size, at::Device device) {
   const at::NoGradGuard no_grad;
   std::optional<GaussianAccumulator> all;
-  SequentialReader reader(data, {.batch_size = batch_size, .crop = image_size});
+  SequentialReader reader(data, {.batch_size = batch_size, .crop = image_size, .captions = true});
   while (const auto batch = reader.next()) {
     check_interrupt();
     const at::Tensor features = net.forward(batch->images.to(device).to(at::kFloat) / 255, {"pool"})[0];

@@ -63,9 +63,7 @@ SequentialReader::Decoded SequentialReader::decode(int64_t first, int64_t skippe
     Item& item = items[size_t(i)];
     if (item.failure) std::rethrow_exception(item.failure);
     if (!item.broken.empty()) {
-      if (!options_.skip_broken)
-        throw InputError(options_.broken_hint.empty() ? item.broken
-                                                      : cat(item.broken, " (", options_.broken_hint, ")"));
+      if (!options_.skip_broken) throw InputError(item.broken + options_.broken_hint);
       if (skipped_before + out.skipped < 5) warning(cat("skipped: ", item.broken));
       ++out.skipped;
       continue;
@@ -73,8 +71,7 @@ SequentialReader::Decoded SequentialReader::decode(int64_t first, int64_t skippe
     if (width_ == 0) width_ = item.image.width, height_ = item.image.height;
     if (!options_.pillow_299 && (item.image.width != width_ || item.image.height != height_))
       throw InputError(cat(dataset_.item_name(first + i), ": is ", item.image.width, "x", item.image.height,
-                           " pixels, the images before it are ", width_, "x", height_,
-                           "; this protocol needs one size: give --crop S to bring all to SxS"));
+                           " pixels, the images before it are ", width_, "x", height_, options_.size_hint));
     good.push_back(&item);
     out.batch.items.push_back(first + i);
     if (options_.captions && dataset_.has_captions()) out.batch.captions.push_back(std::move(item.caption));

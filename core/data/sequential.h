@@ -28,9 +28,10 @@ struct SequentialOptions {
       false;  // each channel resized by Pillow's bicubic to 299x299, clipped to 0..255 (clean-fid)
   // Done to each batch while the last one is used.
   std::function<at::Tensor(const at::Tensor&)> prepare = {};
-  bool captions = false;         // an item whose caption cannot be read is a broken one
-  bool skip_broken = false;      // leave broken items out, count them, name the first five on stderr
-  std::string broken_hint = {};  // without it: what the error says can be done
+  bool captions = false;     // an item whose caption cannot be read is a broken one
+  bool skip_broken = false;  // leave broken items out, count them, name the first five on stderr
+  // What errors say can be done: about a broken item (without skip_broken), about images of several sizes.
+  std::string broken_hint = {}, size_hint = {};
 };
 
 // Decodes on as many threads as LibTorch uses when it is made (at::get_num_threads). Not thread-safe. Without

@@ -38,7 +38,8 @@ TEST(SequentialReader, OneSizeUnlessTheProtocolResizesEachImage) {
     while (const auto batch = reader.next()) n += batch->images.size(0);
     return n;
   };
-  expect_input_error([&] { count({.batch_size = 2}); }, {"j.png", "20x24", "24x24", "--crop"});
+  expect_input_error([&] { count({.batch_size = 2, .size_hint = ", crop them"}); },
+                     {"j.png", "20x24", "24x24, crop them"});
   EXPECT_EQ(count({.batch_size = 4, .crop = 16}), 6);
   EXPECT_EQ(count({.batch_size = 4, .pillow_299 = true}), 6);
 }
@@ -85,7 +86,7 @@ TEST(SequentialReader, BrokenImagesStopOrAreCounted) {
   write_images(dir / "a", 9, 16);
   write_file_atomic(dir / "a" / "i4.png", "no image");
   const auto data = open_dataset(dir / "a");
-  SequentialReader strict(*data, {.batch_size = 4, .broken_hint = "leave it out"});
+  SequentialReader strict(*data, {.batch_size = 4, .broken_hint = " (leave it out)"});
   strict.next();
   expect_input_error([&] { strict.next(); }, {"i4.png", " (leave it out)"});
   SequentialReader lenient(*data, {.batch_size = 4, .skip_broken = true});

@@ -90,6 +90,8 @@ TEST_F(Eval, BadInputIsOneLine) {
       is_one_line_error(adanat_run(dir_, given("a", "b") + "--save-stats " + path("none/x.npz")), 2, "none"));
   write_file_atomic(dir_ / "a" / "i1005.png", "broken");
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b")), 2, "i1005.png"));
+  EXPECT_NE(adanat_run(dir_, given("a", "b")).err.find("(--skip-broken leaves such images out)"),
+            std::string::npos);
   const Json j = run(given("a", "b") + "--skip-broken");
   EXPECT_EQ(j.at("count"), 11);
   EXPECT_EQ(j.at("skipped"), 1);

@@ -135,7 +135,7 @@ TEST_F(Shapes, GeneratesEveryKindOfOutput) {
   EXPECT_EQ(grid.height, 2 * 16 + 2);
   expect_ok("generate -m " + model() + " -o " + path("many/") +
             " -n 5 -c stripes,0 --steps 3 --schedule halton -b 2" + " --save-tokens " +
-            path("t.safetensors") + " --trace " + path("t.json") + " --preview " + path("preview"));
+            path("many/t.safetensors") + " --trace " + path("t.json") + " --preview " + path("preview"));
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(fs::exists(path("many/0000" + std::to_string(i) + ".png"))) << i;
   EXPECT_TRUE(fs::exists(path("preview/00004-step03.png")));
   const Json trace = read_json_file(path("t.json"));
@@ -145,10 +145,10 @@ TEST_F(Shapes, GeneratesEveryKindOfOutput) {
   EXPECT_EQ(trace["samples"][1]["class"], 0);
   EXPECT_EQ(trace["samples"][4]["revealed"][2], 16);
   EXPECT_EQ(trace["samples"][4]["actions"].size(), 3u);
-  const TensorMap saved = read_tensors(path("t.safetensors"));
+  const TensorMap saved = read_tensors(path("many/t.safetensors"));
   EXPECT_EQ(saved.at("tokens").sizes(), (std::vector<int64_t>{5, 16}));
   EXPECT_EQ(saved.at("steps").sizes(), (std::vector<int64_t>{3, 5, 16}));
-  expect_ok("tokenize decode -m " + model() + " -i " + path("t.safetensors") + " -o " + path("decoded"));
+  expect_ok("tokenize decode -m " + model() + " -i " + path("many/t.safetensors") + " -o " + path("decoded"));
   EXPECT_EQ(read_image(path("decoded/00003.png")).rgb, read_image(path("many/00003.png")).rgb);
 }
 

@@ -170,6 +170,8 @@ TEST(Usage, IsCheckedBeforeTheWork) {
   expect(g + "--trace " + d + "/y --save-tokens " + d + "/y", "named as two outputs");
   expect(g + "-n 1 --grid 1x600", "over the 16384-pixel limit");
   expect(g + "--preview /proc/nothing", "--preview /proc/nothing");
+  expect(g + "--save-tokens /proc/nothing/t.safetensors", "/proc/nothing");
+  expect(g + "--trace /proc/nothing/t.json", "/proc/nothing");
   expect("tokenize decode -m " + model() + " -i " + d + "/none -o " + d + "/x.jpg", "");
   expect("generate -o x.png -m \"$(printf 'no\\nsuch')\"", "no\\nsuch: is no model folder");
   expect("info \"$(printf 'caf\\351')\"", "argument 2 (caf?) is not valid UTF-8");
