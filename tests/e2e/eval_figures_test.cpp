@@ -12,7 +12,6 @@
 #include "core/data/sequential.h"
 #include "core/io/npy.h"
 #include "core/metrics/image_metrics.h"
-#include "core/nn/linear.h"
 #include "e2e/eval_fixture.h"
 #include "pipeline/small_model.h"
 #include "support/random_inception.h"
@@ -63,14 +62,16 @@ TEST_F(EvalFigures, TheCacheKeyHoldsAllThatFeaturesDependOn) {
                   {"quantise", "uint8"},
                   {"spatial", false},
                   {"device", "cpu"},
-                  {"float32_library", float32_library()},
                   {"dtype", "float32"}};
   for (const auto& [name, value] : want.items()) EXPECT_EQ(key.value(name, Json()), value) << name;
   EXPECT_EQ(key.at("table"), result.at("table"));
   EXPECT_EQ(key.at("table").at("guidance"), 2.5);
   EXPECT_TRUE(key.contains("schedule")) << "what an adaptive schedule's policy was";
   EXPECT_TRUE(key.contains("format"));
-  EXPECT_EQ(key.size(), want.size() + 3);
+  // Each process times them, and may find another one faster.
+  const std::string library = key.value("float32_library", "");
+  EXPECT_TRUE(library == "MKL" || library == "oneDNN") << library;
+  EXPECT_EQ(key.size(), want.size() + 4);
 }
 
 TEST_F(EvalFigures, AnOrderHasNoTemperature) {
