@@ -1,5 +1,6 @@
 // adanat bench: time, images per second and memory by stage (spec/cli.md).
 #include "apps/pipeline/bench.h"
+#include "apps/pipeline/bench_report.h"
 
 #include <algorithm>
 #include <charconv>
