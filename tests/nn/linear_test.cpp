@@ -95,6 +95,27 @@ TEST(Linear, HasTheGradientsOfTorch) {
   }
 }
 
+// sum() sends back one number for all, a column sum one row for all: gradients whose elements share memory.
+TEST(Linear, TakesGradientsWhoseElementsShareMemory) {
+  for (const auto& [in, out] :
+       {std::pair<int64_t, int64_t>{64, 96}, {96, 64}, {31, 257}, {1, 33}, {33, 1}, {1, 1}}) {
+    torch::nn::Linear layer = filled(in, out);
+    const at::Tensor values = at::randn({39, in});
+    for (const at::Tensor& gradient : {at::full({1}, 2.0), at::randn({39, 1}), at::randn({1, out})}) {
+      const auto made = [&](const char* name) {
+        const Library library(name);
+        const at::Tensor x = values.clone().requires_grad_();
+        return torch::autograd::grad({linear(*layer, x)}, {x, layer->weight, layer->bias},
+                                     {gradient.expand({39, out})});
+      };
+      const auto wanted = made("MKL"), ours = made("oneDNN");
+      // Roundings of as many float products as each sum has.
+      for (size_t i = 0; i < wanted.size(); ++i)
+        EXPECT_CLOSE(ours[i], wanted[i], 2e-6 * double(std::max<int64_t>({in, out, 39})));
+    }
+  }
+}
+
 // Frozen layers in a network that learns, and inputs that nothing is learned of.
 TEST(Linear, GradientsOnlyWhereTheyAreWanted) {
   const Library onednn("oneDNN");
