@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "core/base/log.h"
+#include "core/nn/device.h"
 
 namespace adanat {
 
@@ -99,7 +100,7 @@ at::Tensor PolicyEnvironment::decode(const at::Tensor& tokens) {
 }
 
 at::Tensor PolicyEnvironment::real_images(const at::Tensor& bytes) {
-  const at::Tensor images = bytes.to(device()).to(at::kFloat) / 255;
+  const at::Tensor images = sent_to(device(), bytes).to(at::kFloat) / 255;
   if (!options_.reals_are_reconstructions) return images;
   const at::NoGradGuard no_grad;
   return decode(parts_.tokenizer->encode(images));

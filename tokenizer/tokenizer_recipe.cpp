@@ -18,6 +18,7 @@
 #include "core/features/perceptual.h"
 #include "core/metrics/image_metrics.h"
 #include "core/nn/autocast.h"
+#include "core/nn/device.h"
 #include "core/nn/module_state.h"
 #include "core/train/finite.h"
 
@@ -263,7 +264,7 @@ class TokenizerRecipe : public Recipe {
 
  private:
   at::Tensor pixels(const Batch& batch) const {
-    return batch.images.to(context_.device).to(at::kFloat) / 255;
+    return sent_to(context_.device, batch.images).to(at::kFloat) / 255;
   }
 
   // A diverged run shows here first: the search for the nearest code refuses what is not finite.

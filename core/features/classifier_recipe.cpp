@@ -16,6 +16,7 @@
 
 #include "core/data/loader.h"
 #include "core/nn/autocast.h"
+#include "core/nn/device.h"
 #include "core/nn/module_state.h"
 #include "kernels/philox.h"
 
@@ -177,9 +178,9 @@ class ClassifierRecipe : public Recipe {
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t at_batch = step * parts + part;
       const Batch batch = loader_->batch(at_batch);
-      const at::Tensor labels = batch.labels.to(context_.device);
+      const at::Tensor labels = sent_to(context_.device, batch.labels);
       const at::Tensor images =
-          augment(batch.images.to(context_.device).to(at::kFloat) / 255, config_.augmentation, context_.seed,
+          augment(sent_to(context_.device, batch.images).to(at::kFloat) / 255, config_.augmentation, context_.seed,
                   at_batch, context_.rank * config_.batch_size);
       const at::Tensor logits = class_logits(images);
       const at::Tensor loss = at::cross_entropy_loss(logits, labels, /*weight=*/{}, at::Reduction::Mean,
@@ -208,9 +209,9 @@ class ClassifierRecipe : public Recipe {
     int64_t right = 0, count = 0;
     for (int64_t i = 0; i < held_out_loader_->batches_per_epoch(); ++i) {
       const Batch batch = held_out_loader_->batch(i);
-      const at::Tensor labels = batch.labels.to(context_.device);
+      const at::Tensor labels = sent_to(context_.device, batch.labels);
       const at::Tensor logits =
-          net_->forward(batch.images.to(context_.device).to(at::kFloat) / 255, {"logits"})[0];
+          net_->forward(sent_to(context_.device, batch.images).to(at::kFloat) / 255, {"logits"})[0];
       loss += at::cross_entropy_loss(logits, labels, {}, at::Reduction::Sum).item<double>();
       right += logits.argmax(1).eq(labels).sum().item<int64_t>();
       count += labels.size(0);

@@ -14,6 +14,7 @@
 #include "core/generator/generator_init.h"
 #include "core/generator/masking.h"
 #include "core/nn/autocast.h"
+#include "core/nn/device.h"
 #include "core/nn/module_state.h"
 #include "core/train/finite.h"
 
@@ -43,13 +44,9 @@ at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, co
   // The head, half of a small model's work, runs only where a loss is taken. The places are looked up where
   // `hidden` lies: on a GPU that would wait for all the work before it.
   const at::Device device = condition.device();
-  const auto there = [&](const at::Tensor& x) {
-    if (!device.is_cuda() || x.is_cuda()) return x.to(device);
-    return x.pin_memory().to(device, /*non_blocking=*/true);
-  };
-  const at::Tensor where = there(at::nonzero(hidden.reshape({-1})).squeeze(1));
-  const at::Tensor targets = there(ids);
-  const at::Tensor masked = targets.masked_fill(there(hidden), generator.mask_id());
+  const at::Tensor where = sent_to(device, at::nonzero(hidden.reshape({-1})).squeeze(1));
+  const at::Tensor targets = sent_to(device, ids);
+  const at::Tensor masked = targets.masked_fill(sent_to(device, hidden), generator.mask_id());
   const at::Tensor features = generator.features(masked, condition);
   const at::Tensor rows = features.reshape({-1, features.size(2)}).index_select(0, where);
   const at::Tensor logits = generator.logits(rows).to(at::kFloat);
@@ -241,7 +238,7 @@ class GeneratorRecipe : public Recipe {
     const at::Tensor hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
     if (condition_dropout > 0)
       classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, empty_class());
-    at::Tensor condition = (texts_ ? texts_->states(classes) : classes).to(context_.device);
+    at::Tensor condition = sent_to(context_.device, texts_ ? texts_->states(classes) : classes);
     if (texts_) condition = condition.to(at::kFloat);  // widened there: half the bytes travel
     const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
     return masked_token_loss(*net_, ids, hidden, condition, smoothing);

@@ -64,6 +64,10 @@ std::string dtype_name(at::ScalarType dtype) {
   return dtype == at::kChar ? "int8" : dtype == at::kBFloat16 ? "bfloat16" : "float32";
 }
 
+at::Tensor sent_to(at::Device device, const at::Tensor& x) {
+  return device.is_cuda() && x.is_cpu() ? x.pin_memory().to(device, /*non_blocking=*/true) : x.to(device);
+}
+
 int set_threads(int64_t threads) {
   if (threads < 0 || threads > 1024)
     throw InputError(cat("--threads ", threads, ": must be 0 (all cores) to 1024"));

@@ -16,6 +16,10 @@ at::ScalarType parse_dtype(const std::string& text, at::Device device);
 // What parse_dtype reads: "float32", "bfloat16" or "int8".
 std::string dtype_name(at::ScalarType dtype);
 
+// A copy on `device` (x itself where it is there already). From the host to a GPU without waiting for the work
+// that is queued there.
+at::Tensor sent_to(at::Device device, const at::Tensor& x);
+
 // Sets torch's intra-op threads; 0 = the cores this process may run on. Returns the number in force.
 int set_threads(int64_t threads);
 
