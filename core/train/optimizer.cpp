@@ -94,6 +94,7 @@ void Optimizer::save(TensorMap& out, const std::string& prefix) const {
 
 void Optimizer::load(const TensorMap& in, const std::string& prefix, const std::string& where) {
   const at::NoGradGuard no_grad;
+  zero_grad();
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const std::string base = prefix + parameters_[i].first;
     const auto load_one = [&](const char* tail, at::Tensor& into) {

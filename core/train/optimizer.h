@@ -64,6 +64,7 @@ class Optimizer {
 
   // Moments and update counts under "<prefix><parameter>.{exp_avg,exp_avg_sq,step}".
   void save(TensorMap& out, const std::string& prefix) const;
+  // Clears the gradients too: an update that broke off may have left some.
   void load(const TensorMap& in, const std::string& prefix, const std::string& where);
 
   const NamedTensors& parameters() const { return parameters_; }

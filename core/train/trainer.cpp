@@ -177,8 +177,12 @@ Json settle_dtype(Recipe& recipe, const Json& stored) {
   }
   const DtypeChoice choice = choose_dtype(recipe);
   char seconds[96];
-  std::snprintf(seconds, sizeof seconds, "%.4g s in float32, %.4g s with bfloat16", choice.float32_seconds,
-                choice.bfloat16_seconds);
+  if (std::isinf(choice.float32_seconds))
+    std::snprintf(seconds, sizeof seconds, "more memory than there is in float32, %.4g s with bfloat16",
+                  choice.bfloat16_seconds);
+  else
+    std::snprintf(seconds, sizeof seconds, "%.4g s in float32, %.4g s with bfloat16", choice.float32_seconds,
+                  choice.bfloat16_seconds);
   note(cat("an update takes ", seconds, ": training in ", choice.dtype));
   return {{"float32_seconds", choice.float32_seconds}, {"bfloat16_seconds", choice.bfloat16_seconds}};
 }

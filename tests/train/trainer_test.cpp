@@ -68,6 +68,7 @@ class ToyRecipe : public Recipe {
     const double noise = config_.dtype == "bfloat16" ? config_.noise / 2 : config_.noise;
     const at::Tensor loss = (weights_ - noise * at::randn({config_.width})).square().sum();
     loss.backward();
+    if (config_.dtype == too_large_dtype) TORCH_CHECK_WITH(OutOfMemoryError, false, "out of memory");
     optimizer_->step(learning_rate_at(config_.optimizer, step, config_.loop.steps));
     ema_->update(step);
     if (step == poison_at) weights_.detach()[2] = std::numeric_limits<float>::infinity();
@@ -97,7 +98,7 @@ class ToyRecipe : public Recipe {
   std::vector<int64_t> steps_seen;
   std::function<void(int64_t)> before_step;
   int64_t nan_at = -1, poison_at = -1, ballast = 0;
-  std::string slow_dtype;
+  std::string slow_dtype, too_large_dtype;
   DataHealth health;
 
  private:
@@ -450,6 +451,34 @@ TEST_F(Trainer, BrokenImagesAreReportedOnce) {
   resumed.health = recipe.health;
   run_training(resumed, out_, true);
   EXPECT_EQ(reports(out_).size(), 1u);
+}
+
+// A GPU's memory may hold an update in bfloat16 only.
+TEST_F(Trainer, AutomaticPrecisionWhereOneDoesNotFit) {
+  ToyConfig config;
+  config.dtype = "auto";
+  at::manual_seed(7);
+  ToyRecipe chosen(config);
+  chosen.too_large_dtype = "float32";
+  run_training(chosen, out_, false);
+  // One of each in both phases, and the run.
+  EXPECT_EQ(chosen.steps_seen, (std::vector<int64_t>{0, 0, 6, 6, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9}));
+  const Json stored = read_json_file((out_ / "config.json").string());
+  EXPECT_EQ(stored["dtype"], "bfloat16");
+  EXPECT_TRUE(stored["run"]["dtype_timings"]["float32_seconds"].is_null());
+  EXPECT_GT(stored["run"]["dtype_timings"]["bfloat16_seconds"].get<double>(), 0);
+
+  at::manual_seed(7);
+  config.dtype = "bfloat16";
+  ToyRecipe given(config);
+  run_training(given, dir_ / "given", false);
+  const TensorMap a = state_of(newest_checkpoint(out_)), b = state_of(newest_checkpoint(dir_ / "given"));
+  for (const auto& [name, tensor] : b) EXPECT_CLOSE(a.at(name), tensor, 0) << name;
+
+  config.dtype = "auto";
+  ToyRecipe neither(config);
+  neither.too_large_dtype = "bfloat16";
+  EXPECT_THROW(run_training(neither, dir_ / "neither", false), c10::OutOfMemoryError);
 }
 
 // "auto" times both precisions, takes the faster, and leaves no trace but the choice.
