@@ -2,6 +2,8 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
+
 namespace adanat::kernels {
 namespace {
 
@@ -11,6 +13,9 @@ struct Outcome {
 };
 
 Outcome load() {
+  // CUDA's own way to say that no GPU shall be seen. Its libraries take most of a second to load.
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  if (visible != nullptr && *visible == '\0') return {false, "CUDA_VISIBLE_DEVICES is empty"};
   static const char anchor = 0;  // any address in this library
   Dl_info info;
   if (dladdr(&anchor, &info) == 0 || info.dli_fname == nullptr)

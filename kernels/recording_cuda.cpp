@@ -1,9 +1,12 @@
 // CUDA graphs behind record().
+#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <exception>
 #include <map>
 #include <mutex>
 
@@ -28,25 +31,35 @@ class CudaRecording : public Recording {
     const c10::cuda::CUDAGuard guard(device);
     // What the work reads may still be in the making on the caller's stream.
     c10::cuda::getCurrentCUDAStream().synchronize();
+    // A recording takes memory of its own, and while it is made nothing cached is given back for it, nor what
+    // recordings that are gone have left.
+    c10::cuda::CUDACachingAllocator::emptyCache();
     const c10::cuda::CUDAStreamGuard side(side_stream(c10::cuda::current_device()));
+    // The work draws nothing from torch's generator, but a capture that fails leaves it captured for good.
+    at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator(device.index());
+    const at::Generator before = generator.clone();
+    std::exception_ptr error;
+    bool ended = false;
     try {
       // Other threads (image writers, data loaders) go on with what they do: only this one is recorded.
       graph_->capture_begin(/*pool=*/{0, 0}, cudaStreamCaptureModeThreadLocal);
       try {
         work();
-      } catch (...) {
-        try {
-          graph_->capture_end();
-        } catch (const c10::Error&) {  // the first error says more
-        }
-        throw;
+      } catch (...) {  // says more than the capture that it spoiled
+        error = std::current_exception();
       }
       graph_->capture_end();
+      ended = true;
     } catch (...) {
-      // The allocator may go on asking a graph that failed, so it stays alive, and nothing is recorded again.
-      set_recorder(nullptr);
-      static_cast<void>(graph_.release());
-      throw;
+      if (error == nullptr) error = std::current_exception();
+    }
+    if (!ended) {
+      static_cast<void>(graph_.release());  // stays alive: the allocator may go on asking it
+      generator.graphsafe_set_state(before);
+    }
+    if (error != nullptr) {
+      set_recorder(nullptr);  // nothing is recorded again
+      std::rethrow_exception(error);
     }
   }
 

@@ -242,19 +242,28 @@ TEST_P(DecodeStep, OrderKeepsTheLatestHidden) {
 }
 
 TEST_P(DecodeStep, StridesOfAllKinds) {
-  const DecodeStepInput in = make_case(3, 17, 33);
+  const DecodeStepInput in = to(make_case(3, 17, 33), GetParam());  // a copy would lose the strides
   const DecodeStepResult expected = run(in);
   DecodeStepInput sliced = in;  // last stride 1: read in place
-  sliced.logits = at::full({3, 18, 40}, NAN);
+  sliced.logits = at::full({3, 18, 40}, NAN, in.logits.options());
   sliced.logits = sliced.logits.narrow(1, 1, 17).narrow(2, 0, 33);
   sliced.logits.copy_(in.logits);
-  expect_same(run_on(sliced, at::Device(GetParam())), expected);
+  expect_same(run(sliced), expected);
   DecodeStepInput turned = in;
   turned.logits = in.logits.permute({2, 1, 0}).contiguous().permute({2, 1, 0});
   turned.tokens = in.tokens.t().contiguous().t();
   turned.seed = at::stack({in.seed, in.seed}, 1).select(1, 0);
   turned.mask_ratio = at::stack({in.mask_ratio, in.mask_ratio}, 1).select(1, 0);
   expect_same(run(turned), expected);
+  // As the sampler gives a step that is the same for all: one row of logits, seen by every sample.
+  DecodeStepInput shared = in;
+  shared.logits = in.logits.narrow(0, 1, 1).expand({3, 17, 33});
+  shared.logits_uncond = in.logits.narrow(0, 0, 1).expand({3, 17, 33});
+  shared.guidance = at::full({3}, 1.5, in.guidance.options());
+  DecodeStepInput copied = shared;
+  copied.logits = shared.logits.contiguous();
+  copied.logits_uncond = shared.logits_uncond->contiguous();
+  expect_same(run(shared), run(copied));
 }
 
 TEST_P(DecodeStep, LowPrecisionLogitsAreTheirFloatValues) {
