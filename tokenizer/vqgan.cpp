@@ -11,9 +11,7 @@
 #include <ATen/ops/upsample_nearest2d.h>
 
 #include <cmath>
-#include <optional>
 
-#include "core/nn/autocast.h"
 #include "core/nn/module_state.h"
 #include "kernels/nearest_code.h"
 #include "tokenizer/shapes.h"
@@ -128,18 +126,23 @@ DecoderImpl::DecoderImpl(const TokenizerConfig& config) : unshuffle_(config.unsh
   conv_out = register_module("conv_out", Conv(width, 3 * unshuffle_ * unshuffle_, 3, true));
 }
 
-at::Tensor DecoderImpl::forward(const at::Tensor& codes, bool half) const {
-  std::optional<AutocastScope> autocast;
-  if (half) autocast.emplace(true, codes.device().type());
-  at::Tensor h = conv_in->forward(codes);
+at::Tensor DecoderImpl::forward(const at::Tensor& codes) const {
+  const bool half = conv_in->weight.scalar_type() == at::kBFloat16;
+  at::Tensor h = conv_in->forward(half ? codes.to(at::kBFloat16) : codes);
   for (const ResidualBlock& block : mid_) h = block->forward(h);
   for (size_t l = up_.size(); l-- > 0;) {
     for (const ResidualBlock& block : up_[l]) h = block->forward(h);
     if (l > 0) h = upsample_[l]->forward(at::upsample_nearest2d(h, {h.size(2) * 2, h.size(3) * 2}));
   }
-  if (half) autocast.reset(), h = h.to(at::kFloat);
+  if (half) h = h.to(at::kFloat);
   h = conv_out->forward(at::silu(norm_out->forward(h)));
   return unshuffle_ == 1 ? h : at::pixel_shuffle(h, unshuffle_);
+}
+
+void DecoderImpl::to_bfloat16() {
+  for (const auto& part : children())
+    if (part != norm_out.ptr() && part != conv_out.ptr()) part->to(at::kBFloat16);
+  choose_layout(*this);
 }
 
 at::Tensor unit_length(const at::Tensor& x, int64_t dim) {
@@ -199,13 +202,12 @@ at::Tensor TokenizerImpl::lookup(const at::Tensor& ids) const {
 }
 
 at::Tensor TokenizerImpl::decode(const at::Tensor& ids) const {
-  return decoder->forward(lookup(ids), half_);
+  return decoder->forward(lookup(ids));
 }
 
 void TokenizerImpl::prepare_for_inference() {
   eval();
   for (at::Tensor& parameter : parameters()) parameter.set_requires_grad(false);
-  vqgan::choose_layout(*this);
 }
 
 void save_tokenizer(const std::filesystem::path& path, const TokenizerImpl& tokenizer, at::ScalarType dtype) {

@@ -84,9 +84,11 @@ TORCH_MODULE(Encoder);
 class DecoderImpl : public torch::nn::Module {
  public:
   explicit DecoderImpl(const TokenizerConfig& config);
-  // (B, C, S/f, S/f) -> (B, 3, S, S). `half`: convolutions in bfloat16 but for the last, whose 8 bits would
-  // be seen in the picture.
-  at::Tensor forward(const at::Tensor& codes, bool half = false) const;
+  // (B, C, S/f, S/f) -> (B, 3, S, S).
+  at::Tensor forward(const at::Tensor& codes) const;
+  // Weights in bfloat16 and in the layout that suits them, but for the last norm and convolution, whose 8
+  // bits would be seen in the picture.
+  void to_bfloat16();
   // Weight of the last convolution: the adaptive GAN weight compares gradients there.
   const at::Tensor& last_weight() const { return conv_out->weight; }
 
@@ -124,8 +126,9 @@ class TokenizerImpl : public torch::nn::Module {
   at::Tensor lookup(const at::Tensor& ids) const;
   // (B, N) -> (B, 3, S, S) float, nominally in [0, 1] but not clamped.
   at::Tensor decode(const at::Tensor& ids) const;
-  // decode from now on with convolutions in bfloat16 (weights stay float32). For GPUs: a CPU gains nothing.
-  void decode_in_bfloat16() { half_ = true; }
+  // decode from now on in bfloat16 (the decoder's weights too: its file is not to be written any more). For
+  // GPUs: a CPU gains nothing.
+  void decode_in_bfloat16() { decoder->to_bfloat16(); }
 
   // The codebook as it is compared and looked up: (V, C), of unit length with normalize_codes.
   at::Tensor codebook() const;
@@ -134,8 +137,7 @@ class TokenizerImpl : public torch::nn::Module {
   int64_t grid() const { return config_.image_size / config_.factor(); }  // tokens per side at image_size
   int64_t factor() const { return config_.factor(); }
 
-  // No gradients, evaluation mode, and the device's faster memory layout (call it after to(device)). Results
-  // change by rounding only.
+  // No gradients, evaluation mode.
   void prepare_for_inference();
 
   vqgan::Encoder encoder{nullptr};
@@ -145,7 +147,6 @@ class TokenizerImpl : public torch::nn::Module {
 
  private:
   TokenizerConfig config_;
-  bool half_ = false;
 };
 TORCH_MODULE(Tokenizer);
 
