@@ -1,5 +1,6 @@
 // adanat info PATH: what a model folder, checkpoint, tensor file (safetensors, PyTorch, numpy), token file,
 // dataset or one of our PNGs holds.
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -8,9 +9,11 @@
 #include "apps/adanat/cli.h"
 #include "apps/pipeline/model_folder.h"
 #include "core/base/log.h"
+#include "core/base/text.h"
 #include "core/data/dataset.h"
 #include "core/data/token_file.h"
 #include "core/io/npy.h"
+#include "core/io/png.h"
 #include "core/io/pth.h"
 #include "core/io/safetensors.h"
 #include "core/io/zip.h"
@@ -50,11 +53,37 @@ Json describe_safetensors(const fs::path& path) {
 
 // Names and texts of files from elsewhere: JSON wants valid UTF-8, a terminal no control characters.
 std::string shown(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 1000)) out += static_cast<unsigned char>(c) < ' ' || c == 127 ? ' ' : c;
-  if (text.size() > 1000) out += "...";
-  const std::string valid = Json(out).dump(-1, ' ', false, Json::error_handler_t::replace);
-  return Json::parse(valid).get<std::string>();
+  return one_line(text.substr(0, 1000)) + (text.size() > 1000 ? "..." : "");
+}
+
+Json shown(const PthScalar& value) {
+  switch (value.kind) {
+    case PthScalar::Kind::kNone:
+      return nullptr;
+    case PthScalar::Kind::kBool:
+      return value.integer != 0;
+    case PthScalar::Kind::kInt:
+      return value.integer;
+    case PthScalar::Kind::kFloat:  // JSON has no such numbers
+      if (std::isnan(value.real)) return "nan";
+      if (std::isinf(value.real)) return value.real > 0 ? "inf" : "-inf";
+      return value.real;
+    case PthScalar::Kind::kText:
+    case PthScalar::Kind::kOther:
+      return shown(value.text);
+    case PthScalar::Kind::kList: {
+      std::string text;
+      for (const PthScalar& item : value.first) text += shown(item).dump() + ", ";
+      return cat("[", text, "...] (", value.integer, " values)");
+    }
+  }
+  return nullptr;
+}
+
+// At the end of an object, in the time of one: by its key, every value before would be looked at.
+void append(Json& object, const std::string& key, Json value) {
+  auto& pairs = object.get_ref<Json::object_t&>();
+  pairs.Json::object_t::Container::emplace_back(key, std::move(value));
 }
 
 Json describe_pth(const fs::path& path, bool verify) {
@@ -78,26 +107,9 @@ Json describe_pth(const fs::path& path, bool verify) {
   }
   if (!file.scalars().empty()) {
     Json& plain = j["plain"] = Json::object();
-    for (const auto& [name, value] : file.scalars()) {
-      Json& out = plain[shown(name)];
-      switch (value.kind) {
-        case PthScalar::Kind::kNone:
-          break;
-        case PthScalar::Kind::kBool:
-          out = value.integer != 0;
-          break;
-        case PthScalar::Kind::kInt:
-          out = value.integer;
-          break;
-        case PthScalar::Kind::kFloat:
-          out = value.real;
-          break;
-        case PthScalar::Kind::kText:
-          out = shown(value.text);
-          break;
-      }
-    }
+    for (const auto& [name, value] : file.scalars()) append(plain, shown(name), shown(value));
   }
+  if (file.left_out() > 0) j["plain values left out"] = file.left_out();
   j["tensors"] = tensors;
   if (verify) j["verified"] = true;
   return j;
@@ -213,11 +225,20 @@ Json describe_dataset(const std::string& path) {
   return j;
 }
 
-Json describe_png(const fs::path& path) {
-  const Image image = read_image(path);
+Json describe_png(const fs::path& path, bool verify) {
+  const auto file = MappedFile::open(path);
+  const std::span<const std::byte> header = read_png_chunks(file->bytes(), path.string()).front().data;
+  const auto number = [&](size_t at) {  // big-endian
+    uint32_t value = 0;
+    for (size_t i = 0; i < 4; ++i) value = value << 8 | std::to_integer<uint32_t>(header[at + i]);
+    return value;
+  };
+  if (header.size() < 8)
+    throw InputError(cat(path.string(), ": its header is cut short; the file is damaged"));
   Json j;
   j["kind"] = "image";
-  j["width"] = image.width, j["height"] = image.height;
+  j["width"] = number(0), j["height"] = number(4);
+  if (verify) read_image(path), j["verified"] = true;
   for (const auto& [key, value] : read_png_text(path)) j["text"][key] = value;
   return j;
 }
@@ -231,7 +252,7 @@ Json describe(const InfoOptions& o) {
   } else if (path.extension() == ".safetensors") {
     return describe_safetensors(path);
   } else if (path.extension() == ".png") {
-    return describe_png(path);
+    return describe_png(path, o.verify);
   } else if (fs::is_regular_file(path)) {
     if (Json j = describe_tensors(path, o.verify); !j.is_null()) return j;
     // Names that only checkpoints have: say what is wrong with the checkpoint, not that it is no dataset.
@@ -242,24 +263,26 @@ Json describe(const InfoOptions& o) {
   return describe_dataset(o.path);
 }
 
-// Indented "key: value" lines; lists of tensors one a line, long texts whole.
+// Indented "key: value" lines; lists of tensors one a line, long texts whole. What a file says goes through
+// one_line: it may hold what a terminal obeys.
 void print(const Json& j, int indent) {
   const std::string space(size_t(indent), ' ');
   for (const auto& [key, value] : j.items()) {
     if (key == "tensors") {
       std::printf("%stensors: %zu\n", space.c_str(), value.size());
       for (const Json& t : value)
-        std::printf("%s  %s %s %s\n", space.c_str(), t["name"].get<std::string>().c_str(),
+        std::printf("%s  %s %s %s\n", space.c_str(), one_line(t["name"].get<std::string>()).c_str(),
                     t["dtype"].get<std::string>().c_str(),
                     shape_text(t["shape"].get<std::vector<int64_t>>()).c_str());
     } else if (value.is_object()) {
-      std::printf("%s%s:\n", space.c_str(), key.c_str());
+      std::printf("%s%s:\n", space.c_str(), one_line(key).c_str());
       print(value, indent + 2);
     } else if (value.is_string()) {
-      std::printf("%s%s: %s\n", space.c_str(), key.c_str(), value.get<std::string>().c_str());
+      std::printf("%s%s: %s\n", space.c_str(), one_line(key).c_str(),
+                  one_line(value.get<std::string>()).c_str());
     } else {
-      std::printf("%s%s: %s\n", space.c_str(), key.c_str(),
-                  value.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+      std::printf("%s%s: %s\n", space.c_str(), one_line(key).c_str(),
+                  one_line(value.dump(-1, ' ', false, Json::error_handler_t::replace)).c_str());
     }
   }
 }
@@ -271,9 +294,10 @@ void add_info(CLI::App& app) {
       "info", "what a model folder, checkpoint, tensor file, token file, dataset or PNG holds");
   auto o = std::make_shared<InfoOptions>();
   command->add_option("path", o->path, "file or folder")->required();
-  command->add_flag("--verify", o->verify,
-                    "check the files of a model folder against their hashes, and the checksums inside "
-                    "PyTorch and numpy files");
+  command->add_flag(
+      "--verify", o->verify,
+      "check the files of a model folder against their hashes, the checksums inside PyTorch and "
+      "numpy files, the pixels of a PNG");
   command->add_flag("--json", o->json, "as JSON");
   command->footer(
       "Examples:\n  adanat info models/signs --verify\n  adanat info out/00000.png\n  adanat info "

@@ -11,7 +11,7 @@ struct Row {
   size_t size;
 };
 
-constexpr std::array<Row, 13> kRows = {{{DType::kBool, "BOOL", 1},
+constexpr std::array<Row, 18> kRows = {{{DType::kBool, "BOOL", 1},
                                         {DType::kU8, "U8", 1},
                                         {DType::kI8, "I8", 1},
                                         {DType::kI16, "I16", 2},
@@ -23,7 +23,12 @@ constexpr std::array<Row, 13> kRows = {{{DType::kBool, "BOOL", 1},
                                         {DType::kF32, "F32", 4},
                                         {DType::kF64, "F64", 8},
                                         {DType::kI64, "I64", 8},
-                                        {DType::kU64, "U64", 8}}};
+                                        {DType::kU64, "U64", 8},
+                                        {DType::kF8E4M3, "F8_E4M3", 1},
+                                        {DType::kF8E5M2, "F8_E5M2", 1},
+                                        {DType::kC32, "C32", 4},
+                                        {DType::kC64, "C64", 8},
+                                        {DType::kC128, "C128", 16}}};
 
 // The rows are in the order of the enum, so the enum is an index.
 constexpr bool rows_in_enum_order() {

@@ -315,6 +315,10 @@ const Pickle::Tensor& Pickle::tensor(Id id) const {
   check(id, Kind::kTensor, Kind::kTensor);
   return tensors_[values_[id].index];
 }
+const Pickle::Id* Pickle::contents(Id id) const {
+  const auto found = contents_.find(id);
+  return found == contents_.end() ? nullptr : &found->second;
+}
 const Pickle::Id* Pickle::find(Id dict, std::string_view key) const {
   if (dict >= values_.size() || values_[dict].kind != Kind::kDict) return nullptr;
   const auto& pairs = sequences_[values_[dict].index];

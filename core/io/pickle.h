@@ -46,7 +46,7 @@ class Pickle {
     kDtype,    // a numpy or torch dtype
     kStorage,  // a torch storage
     kTensor,   // a torch tensor or parameter, or a numpy array
-    kOpaque,   // the result of a name outside the table
+    kOpaque,   // what a name outside the table stands for, or would have made
   };
   // One block of elements. For a numpy array, and for a torch storage once the container has found it, its
   // bytes are known.
@@ -84,6 +84,9 @@ class Pickle {
   std::string name(Id id) const;              // kName, kDtype, kOpaque: "torch.FloatStorage"
   const std::vector<Id>& items(Id id) const;  // kList, kTuple: the items; kDict: key, value, key, value
   const Tensor& tensor(Id id) const;
+  // kOpaque: what the object was to be made from (its state, else its arguments); null where there is
+  // nothing.
+  const Id* contents(Id id) const;
   // The value under a text key of a dict (the last one where it is there twice); null for other kinds and
   // unknown keys.
   const Id* find(Id dict, std::string_view key) const;
@@ -113,6 +116,7 @@ class Pickle {
   std::vector<Storage> storages_;
   std::vector<std::vector<std::byte>> owned_;  // bytes decoded from texts
   std::vector<std::string> refused_;
+  std::map<Id, Id> contents_;
 };
 
 }  // namespace adanat

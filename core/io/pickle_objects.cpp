@@ -88,14 +88,21 @@ Pickle::Id PickleObjects::global(std::string_view module, std::string_view name)
       return make_named(Kind::kDtype, full, static_cast<uint64_t>(found.dtype));
     return make_named(Kind::kName, full, *row);
   }
-  if (unknown_ == UnknownNames::kRefuse)
-    throw InputError(cat(in_.where(), ": its pickle uses ", full,
-                         ", which tensors do not need; refused, and nothing in it was executed"));
-  if (!name_index_.contains("? " + full)) {
-    name_index_.emplace("? " + full, 0);
-    p_.refused_.push_back(full);
-  }
-  return opaque(full);
+  return not_read(full, cat("its pickle uses ", full,
+                            ", which tensors do not need; refused, and nothing in it was executed (adanat "
+                            "info lists what is in the file)"));
+}
+
+Pickle::Id PickleObjects::not_read(const std::string& name, const std::string& refusal) {
+  if (unknown_ == UnknownNames::kRefuse) throw InputError(cat(in_.where(), ": ", refusal));
+  if (name_index_.emplace("? " + name, 0).second) p_.refused_.push_back(name);
+  return opaque(name);
+}
+
+Pickle::Id PickleObjects::opaque_object(Id type, Id from) {
+  const Id made = make(Kind::kOpaque, p_.values_[type].index);
+  if (kind(from) == Kind::kTuple && !items(from).empty()) grow(4), p_.contents_[made] = from;
+  return made;
 }
 
 const PickleName* PickleObjects::row_of(Id id) const {
@@ -151,6 +158,17 @@ Pickle::Id PickleObjects::rebuild(const std::vector<Id>& args, size_t least, boo
       fail("a tensor's type is not its storage's");
   } else if (p_.storages_[index].untyped) {
     fail("a tensor without a dtype");
+  }
+  // Its last argument says what torch put off until the tensor is read: {"conj": True, "neg": True}.
+  const size_t put_off = own_dtype ? 7 : 6;
+  if (args.size() > put_off && kind(args[put_off]) == Kind::kDict) {
+    const auto& pairs = items(args[put_off]);
+    for (size_t i = 1; i < pairs.size(); i += 2)
+      if (kind(pairs[i]) == Kind::kBool && p_.values_[pairs[i]].bits != 0)
+        return not_read(
+            "a tensor whose negation or conjugation was put off",
+            "holds a tensor whose negation or conjugation torch has put off, which is not read; save "
+            "it after resolve_neg() and resolve_conj()");
   }
   return make_tensor(index, dtype, static_cast<uint64_t>(size_value(args[1])), sizes(args[2]),
                      sizes(args[3]));
@@ -277,11 +295,13 @@ Pickle::Id PickleObjects::encode(const std::vector<Id>& args) {
   return make_text(Kind::kBytes, {reinterpret_cast<const char*>(kept.data()), kept.size()});
 }
 
-Pickle::Id PickleObjects::path_text(const std::vector<Id>& parts) {
+Pickle::Id PickleObjects::joined(const std::vector<Id>& parts, char separator) {
   std::vector<std::byte> out;
   for (const Id part : parts) {
-    if (!out.empty() && out.back() != std::byte{'/'}) out.push_back(std::byte{'/'});
-    for (const char c : text_value(part)) out.push_back(static_cast<std::byte>(c));
+    if (!out.empty() && out.back() != std::byte(separator)) out.push_back(std::byte(separator));
+    const std::string number = kind(part) == Kind::kInt ? std::to_string(p_.as_int(part)) : std::string();
+    for (const char c : kind(part) == Kind::kInt ? number : text_value(part))
+      out.push_back(static_cast<std::byte>(c));
   }
   const auto kept = own(std::move(out));
   return make_text(Kind::kText, {reinterpret_cast<const char*>(kept.data()), kept.size()});
@@ -290,7 +310,7 @@ Pickle::Id PickleObjects::path_text(const std::vector<Id>& parts) {
 Pickle::Id PickleObjects::reduce(Id function, Id arguments) {
   const std::vector<Id> args = tuple(arguments);  // a copy: new sequences may move the old ones
   grow(args.size());
-  if (is_opaque(function)) return function;
+  if (is_opaque(function)) return opaque_object(function, arguments);
   const PickleName* row = row_of(function);
   if (row == nullptr) fail("a call of what is no name");
   switch (row->call) {
@@ -327,6 +347,8 @@ Pickle::Id PickleObjects::reduce(Id function, Id arguments) {
       return make(made, p_.values_[args[0]].index);
     }
     case PickleCall::kTorchDevice:
+      if (args.size() == 2 && kind(args[0]) == Kind::kText && kind(args[1]) == Kind::kInt)
+        return joined({args[0], args[1]}, ':');
       return args.empty() ? make(Kind::kNone) : args[0];
     case PickleCall::kDefaultDict:
       return make_sequence(Kind::kDict);
@@ -353,7 +375,7 @@ Pickle::Id PickleObjects::reduce(Id function, Id arguments) {
     case PickleCall::kEncode:
       return encode(args);
     case PickleCall::kPath:
-      return path_text(args);
+      return joined(args, '/');
     case PickleCall::kNumpyDtype:
       return numpy_dtype(args);
     case PickleCall::kNumpyScalar:
@@ -399,6 +421,8 @@ void PickleObjects::build(Id object, Id state) {
         const std::vector<Id> fields = items(state);
         if (kind(fields[3]) != Kind::kBool) fail("a numpy array of unknown form");
         numpy_array(object, fields[1], fields[2], fields[4], p_.values_[fields[3]].bits != 0);
+      } else {
+        grow(4), p_.contents_[object] = state;
       }
       return;
     case Kind::kTensor:

@@ -70,6 +70,10 @@ class PickleObjects {
   const std::vector<Id>& tuple(Id id) const;
   int64_t size_value(Id id) const;
   Id opaque(const std::string& name) { return make_named(Kind::kOpaque, name); }
+  // Another object of the same unknown name, for what would have been made `from`.
+  Id opaque_object(Id type, Id from);
+  // What is not read, as listed and as an error's second half.
+  Id not_read(const std::string& name, const std::string& refusal);
   const PickleName* row_of(Id id) const;
   Id make_tensor(uint32_t storage_index, DType dtype, uint64_t offset, std::vector<int64_t> shape,
                  std::vector<int64_t> strides);
@@ -82,7 +86,8 @@ class PickleObjects {
   void numpy_array(Id id, Id shape_id, Id dtype_id, Id data_id, bool fortran);
   // bytes of Python 3 in protocol 2: _codecs.encode(text, "latin1").
   Id encode(const std::vector<Id>& args);
-  Id path_text(const std::vector<Id>& parts);
+  // One text of texts and integers.
+  Id joined(const std::vector<Id>& parts, char separator);
   Id reduce(Id function, Id arguments);
 
   const PickleInput& in_;

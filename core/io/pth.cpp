@@ -8,6 +8,7 @@
 
 #include "core/base/error.h"
 #include "core/base/text.h"
+#include "core/io/pth_tree.h"
 #include "core/io/zip.h"
 
 namespace adanat {
@@ -15,8 +16,8 @@ namespace {
 
 constexpr std::array<uint8_t, 10> kMagic = {0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19};
 constexpr int64_t kLegacyProtocol = 1001;
-constexpr uint64_t kMaxDeflatedPickle = uint64_t{256} << 20;
-constexpr size_t kMaxDepth = 64;
+// Pickles of names and numbers deflate to a tenth or a twentieth.
+constexpr uint64_t kMostDeflated = 64, kSmallPickle = uint64_t{1} << 20;
 
 bool has_magic(std::span<const std::byte> bytes) {
   // PROTO n, from protocol 4 on a frame, LONG1 with ten bytes.
@@ -69,13 +70,10 @@ struct PthFile::State {
   std::optional<Pickle> pickle;
   std::vector<Block> blocks;  // one for each of the pickle's storages
   std::mutex mutex;           // guards blocks[...].bytes and .inflated
-  std::vector<PthTensor> tensors;
-  std::map<std::string, size_t, std::less<>> index;
-  std::map<std::string, PthScalar> scalars;
+  PthTree tree;
 
   void open_zip(UnknownNames unknown);
   void open_legacy(UnknownNames unknown);
-  void flatten();
 };
 
 void PthFile::State::open_zip(UnknownNames unknown) {
@@ -106,7 +104,8 @@ void PthFile::State::open_zip(UnknownNames unknown) {
   }
   std::span<const std::byte> bytes;
   if (main->deflated) {
-    pickle_text = zip->read(*main, kMaxDeflatedPickle);
+    const uint64_t most = kSmallPickle + kMostDeflated * zip->data(*main).size();
+    pickle_text = zip->read(*main, most);
     bytes = std::as_bytes(std::span(pickle_text));
   } else {
     zip->check_crc(*main);
@@ -217,99 +216,6 @@ void PthFile::State::open_legacy(UnknownNames unknown) {
   }
 }
 
-void PthFile::State::flatten() {
-  const Pickle& p = *pickle;
-  using Kind = Pickle::Kind;
-  struct Frame {
-    Pickle::Id id;
-    size_t next;       // item to visit
-    size_t path_size;  // of the path of this container
-  };
-  std::vector<Frame> stack;
-  std::string path;
-  // Objects can be shared, also so that a small file stands for a huge tree: names are bounded by the file's
-  // size.
-  uint64_t name_bytes = 0, visits = 0;
-  const uint64_t limit = 16 * uint64_t{file->size()} + 65536;
-
-  const auto visit = [&](Pickle::Id id) {
-    name_bytes += path.size();
-    if (name_bytes > limit || ++visits > limit)
-      throw InputError(cat(where, ": the same objects are in it again and again; refused"));
-    const auto scalar = [&](PthScalar value) {
-      if (!scalars.emplace(path, std::move(value)).second)
-        throw InputError(cat(where, ": the key ", printable(path), " is there twice"));
-    };
-    switch (p.kind(id)) {
-      case Kind::kNone:
-        return scalar({PthScalar::Kind::kNone});
-      case Kind::kBool:
-        return scalar({PthScalar::Kind::kBool, p.as_bool(id)});
-      case Kind::kInt:
-        return scalar({PthScalar::Kind::kInt, p.as_int(id)});
-      case Kind::kFloat:
-        return scalar({PthScalar::Kind::kFloat, 0, p.as_float(id)});
-      case Kind::kText: {
-        const std::string_view text = p.as_text(id);
-        name_bytes += text.size();
-        return scalar({PthScalar::Kind::kText, 0, 0, std::string(text)});
-      }
-      case Kind::kBigInt: {
-        const std::string_view bytes = p.as_text(id).substr(0, 64);
-        std::string text = "0x";
-        for (size_t i = bytes.size(); i-- > 0;)
-          for (const int shift : {4, 0})
-            text += "0123456789abcdef"[static_cast<uint8_t>(bytes[i]) >> shift & 15];
-        return scalar({PthScalar::Kind::kText, 0, 0, std::move(text)});
-      }
-      case Kind::kTensor: {
-        const Pickle::Tensor& t = p.tensor(id);
-        if (!index.emplace(path, tensors.size()).second)
-          throw InputError(cat(where, ": the tensor ", printable(path), " is there twice"));
-        tensors.push_back({path, t.dtype, t.shape, t.strides, t.storage, t.offset});
-        return;
-      }
-      case Kind::kList:
-      case Kind::kTuple:
-      case Kind::kDict:
-        if (stack.size() == kMaxDepth)
-          throw InputError(cat(where, ": is nested deeper than ", kMaxDepth, "; refused"));
-        stack.push_back({id, 0, path.size()});
-        return;
-      case Kind::kBytes:
-      case Kind::kName:
-      case Kind::kDtype:
-      case Kind::kStorage:
-      case Kind::kOpaque:
-        return;  // nothing that a caller could use
-    }
-  };
-
-  visit(p.root());
-  while (!stack.empty()) {
-    Frame& frame = stack.back();
-    path.resize(frame.path_size);
-    const auto& items = p.items(frame.id);
-    if (frame.next >= items.size()) {
-      stack.pop_back();
-      continue;
-    }
-    const size_t at = frame.next;
-    const bool is_dict = p.kind(frame.id) == Kind::kDict;
-    frame.next += is_dict ? 2 : 1;
-    if (!path.empty()) path += '.';
-    if (!is_dict)
-      path += std::to_string(at);
-    else if (p.kind(items[at]) == Kind::kText)
-      path += p.as_text(items[at]);
-    else if (p.kind(items[at]) == Kind::kInt)
-      path += std::to_string(p.as_int(items[at]));
-    else
-      path += cat("#", at / 2);  // a tuple, say: some text that is its own
-    visit(items[is_dict ? at + 1 : at]);
-  }
-}
-
 bool is_pth(std::span<const std::byte> bytes) {
   return is_zip(bytes) || has_magic(bytes);
 }
@@ -333,7 +239,7 @@ PthFile PthFile::open(const std::filesystem::path& path, UnknownNames unknown) {
                                                     : ": is no PyTorch file (neither a zip archive nor the "
                                                       "legacy magic number)"));
   }
-  state.flatten();
+  state.tree = pth_tree(*state.pickle, state.where);
   return out;
 }
 
@@ -341,14 +247,18 @@ const std::string& PthFile::container() const {
   return state_->container;
 }
 const std::vector<PthTensor>& PthFile::tensors() const {
-  return state_->tensors;
+  return state_->tree.tensors;
 }
 const PthTensor* PthFile::find(std::string_view name) const {
-  const auto found = state_->index.find(name);
-  return found == state_->index.end() ? nullptr : &state_->tensors[found->second];
+  const PthTree& tree = state_->tree;
+  const auto found = tree.index.find(name);
+  return found == tree.index.end() ? nullptr : &tree.tensors[found->second];
 }
 const std::map<std::string, PthScalar>& PthFile::scalars() const {
-  return state_->scalars;
+  return state_->tree.scalars;
+}
+uint64_t PthFile::left_out() const {
+  return state_->tree.left_out;
 }
 const std::vector<std::string>& PthFile::refused() const {
   return state_->pickle->refused();

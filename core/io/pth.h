@@ -22,7 +22,8 @@
 namespace adanat {
 
 // Where a tensor stands in the file: the dotted path of keys and list indices that leads to it
-// ("optimizer.state.0.step").
+// ("optimizer.state.0.step"). Where two paths read alike ({"a.b": x, "a": {"b": y}}), "#2" is added to the
+// second.
 struct PthTensor {
   std::string name;
   DType dtype;
@@ -33,12 +34,14 @@ struct PthTensor {
   bool contiguous() const;              // row-major without gaps
 };
 
-// A number, a truth value or a text under its dotted path.
+// A number, a truth value or a text under its dotted path; a long list of such values is one, too.
 struct PthScalar {
-  enum class Kind { kNone, kBool, kInt, kFloat, kText } kind;
-  int64_t integer = 0;  // kBool, kInt
+  enum class Kind { kNone, kBool, kInt, kFloat, kText, kOther, kList } kind;
+  int64_t integer = 0;  // kBool, kInt; kList: how many values it has
   double real = 0;      // kFloat
-  std::string text{};   // kText; for an integer of more than 64 bits its hex digits ("0x...")
+  std::string
+      text{};  // kText; for an integer of more than 64 bits its hex digits ("0x..."); kOther: what it is
+  std::vector<PthScalar> first{};  // kList: the first few
 };
 
 // True if the bytes start like one of the two containers (any zip archive counts). Reads a few dozen bytes.
@@ -58,8 +61,10 @@ class PthFile {
   const std::vector<PthTensor>& tensors() const;
   const PthTensor* find(std::string_view name) const;  // null if there is no such tensor
   // Everything that is no tensor: counters, texts, settings (argparse.Namespace is a plain map). The root's
-  // own path is "".
+  // own path is "". At most as many as take a small multiple of the pickle's memory; left_out() says how many
+  // more there are.
   const std::map<std::string, PthScalar>& scalars() const;
+  uint64_t left_out() const;
   // Names outside the table of core/io/pickle.h; see UnknownNames.
   const std::vector<std::string>& refused() const;
 

@@ -6,7 +6,7 @@
 
 // vocab.json, merges.txt and a text, with a zero byte between them.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  return adanat::fuzz::run([&] {
+  return adanat::fuzz::run_within(adanat::fuzz::memory_for(size), [&] {
     std::string_view rest(reinterpret_cast<const char*>(data), size), parts[3];
     for (std::string_view& part : parts) {
       part = rest.substr(0, rest.find('\0'));

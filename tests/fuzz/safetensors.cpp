@@ -4,7 +4,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const adanat::fuzz::MemoryFile bytes(data, size);
-  return adanat::fuzz::run([&] {
+  return adanat::fuzz::run_within(adanat::fuzz::memory_for(size), [&] {
     const auto file = adanat::SafetensorsFile::open(bytes.path());
     uint64_t sum = 0;
     for (const auto& entry : file.entries())

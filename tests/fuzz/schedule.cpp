@@ -4,7 +4,7 @@
 
 // read_schedule_file without its file.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  return adanat::fuzz::run([&] {
+  return adanat::fuzz::run_within(adanat::fuzz::memory_for(size), [&] {
     const std::string text(reinterpret_cast<const char*>(data), size);
     adanat::config_from_json<adanat::ScheduleTable>(adanat::parse_json(text, "fuzz"), "fuzz").validate();
   });

@@ -3,5 +3,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const adanat::fuzz::MemoryFile bytes(data, size);
-  return adanat::fuzz::run([&] { adanat::read_token_header(adanat::SafetensorsFile::open(bytes.path())); });
+  return adanat::fuzz::run_within(adanat::fuzz::memory_for(size), [&] {
+    adanat::read_token_header(adanat::SafetensorsFile::open(bytes.path()));
+  });
 }

@@ -33,7 +33,7 @@ TEST(DTypeTest, NamesAndSizesAreInverse) {
   EXPECT_EQ(size_of(DType::kBF16), 2u);
   EXPECT_EQ(size_of(DType::kBool), 1u);
   EXPECT_EQ(size_of(DType::kI64), 8u);
-  EXPECT_FALSE(dtype_from_name("F8_E4M3"));
+  EXPECT_FALSE(dtype_from_name("F6_E2M3"));
   EXPECT_FALSE(dtype_from_name("f32"));
 }
 
@@ -166,7 +166,7 @@ constexpr BadHeader kBadHeaders[] = {
     {"three offsets", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1,1]}})", 1, "two numbers"},
     {"one offset", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[1]}})", 1, "two numbers"},
     {"no shape", R"({"a":{"dtype":"U8","data_offsets":[0,1]}})", 1, "\"shape\""},
-    {"unknown dtype", R"({"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}})", 1, "F8_E4M3"},
+    {"unknown dtype", R"({"a":{"dtype":"F6_E2M3","shape":[1],"data_offsets":[0,1]}})", 1, "F6_E2M3"},
     {"unknown key", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1}})", 1, "unknown key"},
     {"tensor is a number", R"({"a":1})", 0, "number"},
     {"tensor is null", R"({"a":null})", 0, "null"},
