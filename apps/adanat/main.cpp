@@ -91,7 +91,9 @@ int run(int argc, char** argv) {
   // Paths and names end up in JSON, which knows nothing else.
   for (int i = 1; i < argc; ++i)
     if (!adanat::is_utf8(argv[i]))
-      return report(2, adanat::cat("argument ", i, " (", argv[i], ") is not valid UTF-8; rename the file"));
+      return report(
+          2, adanat::cat("argument ", i, " (", argv[i],
+                         ") is not valid UTF-8; type it in UTF-8, or rename the file if it names one"));
   const auto is_first = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_first).empty())
     return report(2, std::string(argv[1]) + ": no such command; see adanat --help");

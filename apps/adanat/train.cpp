@@ -257,7 +257,14 @@ TextFeatures text_features(const TrainOptions& o, fs::path file, const fs::path&
     file.replace_extension(cat(".text-", hash.substr(0, 12), ".safetensors"));
   }
   if (fs::exists(file)) {
-    TextFeatures kept = TextFeatures::open(file);
+    const auto opened = [&] {
+      try {
+        return TextFeatures::open(file);
+      } catch (const InputError& e) {
+        throw InputError(cat(e.what(), "; remove the file, and it is made again"));
+      }
+    };
+    TextFeatures kept = opened();
     if (kept.encoder_hash() != hash)
       throw InputError(cat(file.string(), ": was made by the text encoder ",
                            printable(kept.encoder_hash().substr(0, 12)), ", but ", o.model, " holds ",

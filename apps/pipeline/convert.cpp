@@ -1,10 +1,13 @@
 #include "apps/pipeline/convert.h"
 
+#include <ATen/ops/isfinite.h>
+
 #include <algorithm>
 #include <charconv>
 
 #include "apps/pipeline/convert_parts.h"
 #include "core/base/interrupt.h"
+#include "core/base/list_names.h"
 #include "core/base/log.h"
 #include "core/base/sha256.h"
 #include "core/base/text.h"
@@ -39,6 +42,18 @@ std::vector<std::string> read_class_names(const fs::path& file, int64_t classes)
   return names;
 }
 
+// Published lists of ImageNet's classes have "crane" and "maillot" twice, so this is no error.
+void warn_of_repeated(const std::string& where, const std::vector<std::string>& names) {
+  std::map<std::string, std::vector<int64_t>> ids;
+  for (size_t c = 0; c < names.size(); ++c) ids[names[c]].push_back(int64_t(c));
+  std::vector<std::string> repeated;
+  for (const auto& [name, classes] : ids)
+    if (classes.size() > 1) repeated.push_back(cat('"', printable(name), "\" (", list_numbers(classes), ")"));
+  if (!repeated.empty())
+    warning(cat(where, ": several classes share a name: ", list_names(repeated),
+                "; --class NAME takes the first, the others have their numbers only"));
+}
+
 std::vector<std::string> class_names_for(const ConvertOptions& options, const ConvertPreset& preset,
                                          const GeneratorConfig& generator) {
   if (generator.condition != "class") {
@@ -47,16 +62,32 @@ std::vector<std::string> class_names_for(const ConvertOptions& options, const Co
                            ": the generator is conditioned on text, it has no classes"));
     return {};
   }
-  if (!options.class_names.empty()) return read_class_names(options.class_names, generator.classes);
+  if (!options.class_names.empty()) {
+    std::vector<std::string> names = read_class_names(options.class_names, generator.classes);
+    warn_of_repeated(options.class_names.string(), names);
+    return names;
+  }
   if (!preset.class_names.empty()) {
     if (int64_t(preset.class_names.size()) != generator.classes)
       throw InputError(cat(options.config.string(), ": class_names has ", preset.class_names.size(),
                            " names, the generator has ", generator.classes, " classes"));
+    warn_of_repeated(options.config.string(), preset.class_names);
     return preset.class_names;
   }
   std::vector<std::string> names;
   for (int64_t c = 0; c < generator.classes; ++c) names.push_back(std::to_string(c));
   return names;
+}
+
+// Side by side into the new folder `to`.
+void copy_files(const std::vector<fs::path>& files, const fs::path& to) {
+  fs::create_directory(to);
+  for (const fs::path& file : files) {
+    AtomicFile copy(to / file.filename());
+    const auto source = MappedFile::open(file);
+    copy.write(source->data(), source->size());
+    copy.commit();
+  }
 }
 
 // The preset's word, the grid, and what the tokenizer can make of it.
@@ -79,10 +110,18 @@ int64_t image_size_for(const ConvertOptions& options, const ConvertPreset& prese
   return size;
 }
 
+// `tensors` are finite.
 TensorMap stored(const WeightSource& source, TensorMap tensors, std::optional<at::ScalarType> dtype) {
   if (!dtype) return tensors;
-  for (auto& [name, tensor] : tensors) tensor = tensor.to(*dtype);
-  check_finite(tensors, cat(source.where(), " as ", name_of(dtype_of(*dtype))));
+  for (auto& [name, tensor] : tensors) {
+    const at::Tensor from = tensor;
+    tensor = from.to(*dtype);
+    if (!at::isfinite(tensor).all().item<bool>())
+      throw InputError(cat(source.where(), ": ", name, " holds values up to ",
+                           from.to(at::kDouble).abs().max().item<double>(), ", more than ",
+                           *dtype == at::kHalf ? "float16 can hold (65504); use --dtype bfloat16 or float32"
+                                               : "bfloat16 can hold (3.39e38); use --dtype float32"));
+  }
   return tensors;
 }
 
@@ -114,6 +153,22 @@ std::map<int64_t, PolicyPart> read_policies(const ConvertOptions& options, const
     out.emplace(preset.table.steps, policy_of_table(preset.table, generator));
   }
   return out;
+}
+
+// How many steps `generate` makes by itself: the preset's, without one the fewest that a policy is for. Where
+// policies were given, but none for the preset's steps, the most that one of them is for.
+int64_t default_steps(const ConvertOptions& options, const ConvertPreset& preset,
+                      const std::map<int64_t, PolicyPart>& policies) {
+  const int64_t wanted = preset.sampling.steps;
+  if (options.policies.empty()) return wanted;
+  if (options.config.empty()) return policies.begin()->first;
+  if (policies.contains(wanted)) return wanted;
+  int64_t most = 0;
+  for (const auto& [steps, part] : policies)
+    if (part.settings.residual != "table") most = steps;
+  note(cat(options.config.string(), ": sampling.steps is ", wanted,
+           ", for which there is no policy: `generate` takes ", most, " steps by itself"));
+  return most;
 }
 
 void check_options(const ConvertOptions& options) {
@@ -193,6 +248,7 @@ void convert(const ConvertOptions& options) {
   std::optional<WeightSource> generator_source;
   std::optional<GeneratorPart> generator;
   std::map<int64_t, PolicyPart> policies;
+  std::vector<fs::path> encoder;
   if (!options.generator.empty()) {
     generator_source = WeightSource::open(options.generator);
     generator = read_generator(*generator_source, options.heads, preset.generator, options.config.string());
@@ -202,12 +258,14 @@ void convert(const ConvertOptions& options) {
                            "; they do not belong together"));
     model.class_names = class_names_for(options, preset, generator->config);
     policies = read_policies(options, preset, generator->config);
-    if (options.config.empty() && !options.policies.empty() && !policies.empty())
-      model.sampling.steps = policies.begin()->first;
+    model.sampling.steps = default_steps(options, preset, policies);
     model.text_encoder = preset.text_encoder;
-    if (!options.text_encoder.empty() && generator->config.condition != "text")
-      throw InputError(cat("--text-encoder ", options.text_encoder.string(),
-                           ": the generator is conditioned on classes, it reads no text"));
+    if (!options.text_encoder.empty()) {
+      if (generator->config.condition != "text")
+        throw InputError(cat("--text-encoder ", options.text_encoder.string(),
+                             ": the generator is conditioned on classes, it reads no text"));
+      encoder = read_text_encoder(options.text_encoder, generator->config, model.text_encoder.pad_token);
+    }
   }
   model.image_size = tokenizer.config.image_size =
       image_size_for(options, preset, tokenizer, generator ? &*generator : nullptr);
@@ -230,9 +288,8 @@ void convert(const ConvertOptions& options) {
       write_policy(folder.path() / policy_file_name(steps), part.settings, part.actor,
                    part.actor.begin()->second.scalar_type());
     }
-    if (!options.text_encoder.empty())
-      copy_text_encoder(options.text_encoder, folder.path() / "text_encoder", generator->config.text_width,
-                        model.text_encoder.pad_token);
+    if (!encoder.empty())
+      copy_files(encoder, folder.path() / kTextEncoderFolder);
     else if (generator->config.condition == "text")
       warning(
           "the folder holds no text encoder: `generate` needs one; convert again with --text-encoder DIR");

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "apps/pipeline/convert_parts.h"
@@ -52,22 +53,30 @@ int64_t grid_side(const std::string& where, int64_t tokens) {
   return side;
 }
 
-GeneratorConfig sizes_of(const std::string& where, const ShapeMap& found) {
+// What fixes the names of a generator's tensors; sizes are any. A file without a condition is taken for one
+// of classes, one with more blocks on one side of the U for one that lacks them on the other.
+GeneratorConfig structure_of(const ShapeMap& found) {
+  constexpr int64_t kTensors = 11;  // of a block, a skip not counted
   GeneratorConfig config;
+  if (found.contains("context_embed.weight") || found.contains("context_embed.bias"))
+    config.condition = "text";
+  config.depth =
+      2 * std::max(count_layers(found, "in_blocks.", kTensors), count_layers(found, "out_blocks.", kTensors));
+  return config;
+}
+
+// What the tensors tell. InputError: some are missing or left over, all of them named.
+GeneratorConfig sizes_of(const std::string& where, const ShapeMap& found) {
+  GeneratorConfig config = structure_of(found);
+  check_names(where, found, generator_shapes(config));
   config.width = size_of_tensor(where, found, kAnchor, 2, 1);
   config.codes = size_of_tensor(where, found, kAnchor, 2, 0) - 1;
   config.grid_height = config.grid_width =
       grid_side(where, size_of_tensor(where, found, "token_emb.position_embeddings.weight", 2, 0));
-  if (found.contains("context_embed.weight")) {
-    config.condition = "text";
+  if (config.condition == "text")
     config.text_width = size_of_tensor(where, found, "context_embed.weight", 2, 1);
-  } else {
+  else
     config.classes = size_of_tensor(where, found, "context_embed.word_embeddings.weight", 2, 0) - 1;
-  }
-  config.depth = count_layers(found, "in_blocks.") + count_layers(found, "out_blocks.");
-  if (config.depth % 2 != 0)
-    throw InputError(cat(where, ": has ", count_layers(found, "in_blocks."), " in_blocks and ",
-                         count_layers(found, "out_blocks."), " out_blocks; it should have as many of both"));
   return config;
 }
 

@@ -43,10 +43,11 @@ PolicyPart read_published_policy(const WeightSource& source, int64_t steps, std:
 // A schedule for all images as a policy that repeats the table to the last bit.
 PolicyPart policy_of_table(const ScheduleTable& table, const GeneratorConfig& generator);
 
-// Copies the files that ClipTextEncoder::open reads of `from` into `to`, all of them side by side.
-// InputError: what it would refuse with this padding token (all but the numbers themselves), or a width that
-// is not `text_width`.
-void copy_text_encoder(const std::filesystem::path& from, const std::filesystem::path& to, int64_t text_width,
-                       const std::string& pad);
+// The files that ClipTextEncoder::open reads of `folder`, wherever they stand. InputError: what it would
+// refuse with this padding token, all tensors that are missing or left over named, or other states than the
+// generator reads.
+std::vector<std::filesystem::path> read_text_encoder(const std::filesystem::path& folder,
+                                                     const GeneratorConfig& generator,
+                                                     const std::string& pad);
 
 }  // namespace adanat

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "apps/pipeline/convert_parts.h"
+#include "core/base/list_names.h"
 #include "core/base/log.h"
 #include "core/base/text.h"
 
@@ -115,15 +116,16 @@ ShapeMap actor_shapes(const PolicyNetworkConfig& c, int64_t outputs) {
 PolicyNetworkConfig sizes_of(const std::string& where, const ShapeMap& found,
                              const GeneratorConfig& generator) {
   PolicyNetworkConfig config;
+  const bool embeds = found.contains("x_embedder.weight") || found.contains("x_embedder.bias");
+  config.hidden = 1, config.input_width = embeds ? 2 : 1;  // names follow from whether they differ
+  check_names(where, found, actor_shapes(config, 1));
   config.hidden = size_of_tensor(where, found, kAnchor, 2, 1);
   config.channels = size_of_tensor(where, found, "pw_conv.weight", 4, 0);
   config.mlp = size_of_tensor(where, found, "linear1.weight", 2, 0);
   config.grid_height = generator.grid_height, config.grid_width = generator.grid_width;
   config.input_width = generator.width, config.codes = generator.codes;
   config.validate();
-  const int64_t reads = found.contains("x_embedder.weight")
-                            ? size_of_tensor(where, found, "x_embedder.weight", 2, 1)
-                            : config.hidden;
+  const int64_t reads = embeds ? size_of_tensor(where, found, "x_embedder.weight", 2, 1) : config.hidden;
   if (reads != generator.width)
     throw InputError(cat(where, ": reads features of width ", reads, ", the generator's are ",
                          generator.width, " wide; it belongs to another generator"));

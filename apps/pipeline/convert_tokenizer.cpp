@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "apps/pipeline/convert_parts.h"
@@ -41,31 +42,67 @@ bool shortcut_from_hidden(const std::string& where, const ShapeMap& found) {
   return hidden.value_or(false);
 }
 
-TokenizerConfig sizes_of(const std::string& where, const ShapeMap& found) {
+// Channels that a level makes, by any of its blocks that says so; 0 where none does.
+int64_t width_of_level(const ShapeMap& found, int64_t level, int64_t blocks) {
+  for (const char* half : {"encoder.down.", "decoder.up."})
+    for (int64_t block = 0; block < blocks; ++block)
+      for (const char* tensor : {"conv1.weight", "conv2.weight", "norm2.weight", "norm2.bias"}) {
+        const auto it = found.find(cat(half, level, ".block.", block, ".", tensor));
+        if (it != found.end() && !it->second.empty() && it->second[0] > 0) return it->second[0];
+      }
+  return 0;
+}
+
+// What fixes the names of a tokenizer's tensors: its levels and blocks, and where widths change (a shortcut
+// is there). Sizes are any.
+TokenizerConfig structure_of(const ShapeMap& found, int64_t channels) {
+  constexpr int64_t kTensors = 6;  // of a block, a shortcut not counted
+  const auto blocks_of = [&](const char* half, int64_t levels) {
+    int64_t most = 0;
+    for (int64_t l = 0; l < levels; ++l)
+      most = std::max(most, count_layers(found, cat(half, l, ".block."), kTensors));
+    return most;
+  };
   TokenizerConfig config;
-  config.channels = size_of_tensor(where, found, kAnchor, 4, 0);
+  const int64_t levels = std::max({int64_t{1}, count_layers(found, "encoder.down.", kTensors),
+                                   count_layers(found, "decoder.up.", kTensors)});
+  config.residual_blocks = blocks_of("encoder.down.", levels);
+  if (config.residual_blocks == 0)
+    config.residual_blocks = std::max<int64_t>(1, blocks_of("decoder.up.", levels));
+  config.channel_multipliers.clear();
+  int64_t multiplier = 1;
+  for (int64_t l = 0; l < levels; ++l) {
+    const int64_t width = width_of_level(found, l, config.residual_blocks);
+    if (width != 0 && width != channels) multiplier = 3 - multiplier, channels = width;
+    config.channel_multipliers.push_back(multiplier);
+  }
+  return config;
+}
+
+// What the tensors tell. InputError: some are missing or left over, all of them named.
+TokenizerConfig sizes_of(const std::string& where, const ShapeMap& found) {
+  if (found.contains("encoder.down_blocks.0.resnets.0.conv1.weight"))
+    throw InputError(cat(where,
+                         ": is a diffusers VQModel (encoder.down_blocks...), whose layers are others than ",
+                         "the MaskGIT VQGAN's (encoder.down...)"));
+  const int64_t channels = size_of_tensor(where, found, kAnchor, 4, 0);
+  TokenizerConfig config = structure_of(found, channels);
+  check_names(where, found, tokenizer_shapes(config));
+  config.channels = channels;
   const int64_t pixel = size_of_tensor(where, found, kAnchor, 4, 1);
   config.unshuffle = int64_t(std::llround(std::sqrt(double(pixel) / 3)));
   if (3 * config.unshuffle * config.unshuffle != pixel)
     throw InputError(cat(where, ": ", kAnchor, " reads ", pixel, " channels, which is not 3 times a square"));
   config.codes = size_of_tensor(where, found, "quantize.embedding.weight", 2, 0);
   config.latent_channels = size_of_tensor(where, found, "quantize.embedding.weight", 2, 1);
-  config.channel_multipliers.clear();
-  if (found.contains("encoder.down_blocks.0.resnets.0.conv1.weight"))
-    throw InputError(cat(where,
-                         ": is a diffusers VQModel (encoder.down_blocks...), whose layers are others than ",
-                         "the MaskGIT VQGAN's (encoder.down...)"));
-  size_of_tensor(where, found, "encoder.down.0.block.0.conv1.weight", 4, 0);
-  const int64_t levels = count_layers(found, "encoder.down.");
-  for (int64_t l = 0; l < levels && l < 9; ++l) {
+  for (size_t l = 0; l < config.channel_multipliers.size(); ++l) {
     const std::string first = cat("encoder.down.", l, ".block.0.conv1.weight");
     const int64_t out = size_of_tensor(where, found, first, 4, 0);
     if (out % config.channels != 0)
       throw InputError(cat(where, ": ", first, " makes ", out, " channels, no multiple of the first level's ",
                            config.channels));
-    config.channel_multipliers.push_back(out / config.channels);
+    config.channel_multipliers[l] = out / config.channels;
   }
-  config.residual_blocks = count_layers(found, "encoder.down.0.block.");
   config.shortcut_from = shortcut_from_hidden(where, found) ? "hidden" : "input";
   return config;
 }

@@ -61,8 +61,13 @@ std::string folder_name(const fs::path& folder) {
 
 ModelConfig read_model_config(const fs::path& folder) {
   const std::string where = (folder / kConfigFile).string();
+  if (fs::exists(folder) && !fs::is_directory(folder))
+    throw InputError(cat(folder.string(),
+                         ": is no model folder but a file; give the folder that it is in, or ",
+                         "convert it first (`adanat convert`)"));
   if (!fs::is_directory(folder))
-    throw InputError(cat(folder.string(), ": is no model folder (no such folder); give one with -m"));
+    throw InputError(cat(folder.string(), ": is no model folder (no such folder); give one that `adanat ",
+                         "train` or `adanat convert` wrote"));
   if (!fs::exists(folder / kConfigFile))
     throw InputError(cat(folder.string(), ": is no model folder (no config.json)"));
   const Json j = read_json_file(where);

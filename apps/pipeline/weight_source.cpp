@@ -4,12 +4,16 @@
 #include <set>
 
 #include "core/base/config.h"
+#include "core/base/list_names.h"
 #include "core/base/text.h"
 #include "core/io/pth.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
 namespace {
+
+// What may have become of a file that lacks tensors.
+constexpr const char* kWhyMissing = "; is it the file of another part, or a damaged download?";
 
 // Names of whole models in Hugging Face folders, in the order they are looked for.
 constexpr const char* kSingleFiles[] = {"model.safetensors", "diffusion_pytorch_model.safetensors",
@@ -168,18 +172,23 @@ std::optional<WeightNames> find_model(const WeightSource& source, std::string_vi
   return out;
 }
 
-void check_weights(const std::string& where, const ShapeMap& found, const ShapeMap& expected) {
+void check_names(const std::string& where, const ShapeMap& found, const ShapeMap& expected) {
   std::vector<std::string> missing, extra;
   for (const auto& [name, shape] : expected)
     if (!found.contains(name)) missing.push_back(name);
   for (const auto& [name, shape] : found)
     if (!expected.contains(name)) extra.push_back(printable(name));
-  if (!missing.empty() || !extra.empty())
-    throw InputError(
-        cat(where, ": ", missing.empty() ? "" : "lacks " + list_names(missing),
-            missing.empty() || extra.empty() ? "" : "; ",
-            extra.empty() ? "" : "holds " + list_names(extra) + ", which the model does not have",
-            "; `adanat info` lists what is in the file"));
+  if (missing.empty() && extra.empty()) return;
+  std::string what;
+  if (!missing.empty()) what = "lacks " + list_names(missing);
+  if (!extra.empty())
+    what += cat(what.empty() ? "" : "; ", "holds ", list_names(extra), ", which the model does not have");
+  throw InputError(cat(where, ": ", what, missing.empty() ? ";" : kWhyMissing,
+                       " `adanat info` lists what is in the file"));
+}
+
+void check_weights(const std::string& where, const ShapeMap& found, const ShapeMap& expected) {
+  check_names(where, found, expected);
   for (const auto& [name, shape] : expected)
     if (found.at(name) != shape)
       throw InputError(cat(where, ": ", name, " has shape ", shape_text(found.at(name)),
@@ -189,19 +198,11 @@ void check_weights(const std::string& where, const ShapeMap& found, const ShapeM
 int64_t size_of_tensor(const std::string& where, const ShapeMap& found, const std::string& name, size_t rank,
                        size_t dimension) {
   const auto it = found.find(name);
-  if (it == found.end()) throw InputError(cat(where, ": lacks ", name));
+  if (it == found.end()) throw InputError(cat(where, ": lacks ", name, kWhyMissing));
   if (it->second.size() != rank || it->second[dimension] < 1)
     throw InputError(cat(where, ": ", name, " has shape ", shape_text(it->second), ", it should have ", rank,
                          rank == 1 ? " dimension" : " dimensions", ", none of them 0"));
   return it->second[dimension];
-}
-
-int64_t count_layers(const ShapeMap& found, const std::string& prefix) {
-  for (int64_t i = 0;; ++i) {
-    const std::string layer = cat(prefix, i, ".");
-    const auto it = found.lower_bound(layer);
-    if (it == found.end() || !it->first.starts_with(layer)) return i;
-  }
 }
 
 }  // namespace adanat

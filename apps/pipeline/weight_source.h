@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "core/base/list_names.h"
 #include "core/nn/module_state.h"
 
 namespace adanat {
@@ -64,15 +63,15 @@ struct WeightNames {
 // several, and none or many of them averaged.
 std::optional<WeightNames> find_model(const WeightSource& source, std::string_view anchor);
 
-// InputError naming both what is missing and what is left over, else the first shape that differs with both
-// sides. `expected` comes from sizes that were inferred from some of the same tensors.
+// InputError naming everything that is missing and everything that is left over; sizes do not matter.
+void check_names(const std::string& where, const ShapeMap& found, const ShapeMap& expected);
+
+// As check_names, then InputError for the first shape that differs, with both sides. `expected` comes from
+// sizes that were inferred from some of the same tensors.
 void check_weights(const std::string& where, const ShapeMap& found, const ShapeMap& expected);
 
 // A size of a tensor, for inferring the others. InputError: no such tensor, or not of `rank` dimensions.
 int64_t size_of_tensor(const std::string& where, const ShapeMap& found, const std::string& name, size_t rank,
                        size_t dimension);
-
-// Layers `prefix` + 0, 1, 2, ... that have any tensor.
-int64_t count_layers(const ShapeMap& found, const std::string& prefix);
 
 }  // namespace adanat

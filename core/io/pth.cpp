@@ -235,7 +235,7 @@ PthFile PthFile::open(const std::filesystem::path& path, UnknownNames unknown) {
     throw InputError(cat(
         state.where, ": is a tar file as torch wrote before 0.1.10; load and save it with a newer torch"));
   } else {
-    throw InputError(cat(state.where, bytes.empty() ? ": is empty"
+    throw InputError(cat(state.where, bytes.empty() ? ": is empty; fetch or save it again"
                                                     : ": is no PyTorch file (neither a zip archive nor the "
                                                       "legacy magic number)"));
   }

@@ -87,7 +87,7 @@ Directory find_directory(std::span<const std::byte> bytes, const std::string& wh
     return found;
   }
   throw InputError(
-      cat(where, ": the end of the zip archive is missing; the file is cut short or no zip archive"));
+      cat(where, ": the end of the zip archive is missing; it is cut short (fetch it again) or no zip archive"));
 }
 
 // The sizes and the offset of a member that do not fit 32 bits, from its zip64 field.

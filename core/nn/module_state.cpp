@@ -4,6 +4,7 @@
 #include <ATen/ops/sum.h>
 #include <torch/nn/module.h>
 
+#include <charconv>
 #include <cmath>
 
 #include "core/base/error.h"
@@ -40,6 +41,20 @@ void check_names_and_shapes(const Found& found, const Expected& expected, const 
 }
 
 }  // namespace
+
+int64_t count_layers(const ShapeMap& found, const std::string& prefix, int64_t tensors) {
+  constexpr int64_t kMaxLayers = 512;  // more than any model here may have
+  std::map<int64_t, int64_t> held;
+  for (auto it = found.lower_bound(prefix); it != found.end() && it->first.starts_with(prefix); ++it) {
+    const char *first = it->first.data() + prefix.size(), *end = it->first.data() + it->first.size();
+    int64_t layer = 0;
+    const auto [last, code] = std::from_chars(first, end, layer);
+    const bool plain = *first != '-' && (*first != '0' || last == first + 1);
+    if (code == std::errc() && plain && last != end && *last == '.' && layer < kMaxLayers) ++held[layer];
+  }
+  while (!held.empty() && 2 * held.rbegin()->second < tensors) held.erase(std::prev(held.end()));
+  return held.empty() ? 0 : held.rbegin()->first + 1;
+}
 
 void check_shapes(const SafetensorsFile& file, const ShapeMap& expected) {
   ShapeMap found;

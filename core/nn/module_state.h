@@ -16,6 +16,11 @@ TensorMap module_state(const torch::nn::Module& module);
 // Names and sizes of a module's state: what its config fixes before the module exists.
 using ShapeMap = std::map<std::string, std::vector<int64_t>>;
 
+// How many layers `prefix` + 0, 1, 2, ... there should be, by the highest number: those below it may be
+// missing. A layer has `tensors` tensors; what holds less than half as many is a leftover and does not count,
+// nor does a number over 511.
+int64_t count_layers(const ShapeMap& found, const std::string& prefix, int64_t tensors);
+
 // Compares the header of a file with `expected`, so that a module is built only where a file of its size
 // exists: a config may ask for terabytes. InputError as from load_module_state.
 void check_shapes(const SafetensorsFile& file, const ShapeMap& expected);

@@ -128,6 +128,13 @@ std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable ta
   return std::make_unique<TableSchedule>(std::move(name), std::move(table), rule, std::nullopt);
 }
 
+void note_small_guidance(const std::string& name, const ScheduleTable& table) {
+  const auto small = [](double w) { return w > 0 && w < kNoGuidanceBelow; };
+  if (const auto count = std::count_if(table.guidance.begin(), table.guidance.end(), small); count > 0)
+    note(cat("schedule ", name, ": guidance below ", kNoGuidanceBelow, " counts as none, at ", count, " of ",
+             table.steps, " steps"));
+}
+
 at::Tensor halton_ranks(int64_t grid_height, int64_t grid_width) {
   const auto radical_inverse = [](int64_t i, int64_t base) {
     double value = 0, digit = 1;
@@ -183,10 +190,7 @@ namespace {
 
 // A table that a person named; what of it is not taken as it stands is said.
 std::unique_ptr<Schedule> named_table(const std::string& name, ScheduleTable table) {
-  const auto small = [](double w) { return w > 0 && w < kNoGuidanceBelow; };
-  if (const auto count = std::count_if(table.guidance.begin(), table.guidance.end(), small); count > 0)
-    note(cat("schedule ", name, ": guidance below ", kNoGuidanceBelow, " counts as none, at ", count, " of ",
-             table.steps, " steps"));
+  note_small_guidance(name, table);
   return make_table_schedule(name, std::move(table));
 }
 

@@ -86,6 +86,9 @@ ScheduleTable autonat_table(int64_t steps);
 ScheduleTable search_start_table(int64_t steps);
 
 std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable table);
+// Notes on stderr at how many steps the table's guidance counts as none although it is not 0; make_schedule
+// does so itself.
+void note_small_guidance(const std::string& name, const ScheduleTable& table);
 
 // Positions in the order of a 2-D Halton sequence: cells (floor(h r2(i)), floor(w r3(i))), i = 1, 2, ...,
 // first visits in order (Halton-MaskGIT, ICLR 2025). Returns the rank of each position, row-major, (h*w) i64.

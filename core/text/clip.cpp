@@ -180,27 +180,40 @@ void find_tower(const TensorMap& tensors, Parts& parts) {
   }
 }
 
+// Every name that is missing or left over, in one message. Names follow from the number of layers alone.
+void check_names(const Parts& parts) {
+  const ShapeMap expected = clip_text_shapes(parts.config);
+  std::vector<std::string> missing, extra;
+  for (const auto& [name, shape] : expected)
+    if (!parts.tower.contains(name)) missing.push_back(parts.prefix + name);
+  for (const auto& [name, tensor] : parts.tower)
+    if (!expected.contains(name)) extra.push_back(printable(parts.prefix + name));
+  if (missing.empty() && extra.empty()) return;
+  throw InputError(
+      cat(parts.where, ": ", missing.empty() ? "" : "lacks " + list_names(missing),
+          missing.empty() || extra.empty() ? "" : "; ",
+          extra.empty() ? "" : "holds " + list_names(extra) + ", which a CLIP text encoder does not have",
+          missing.empty() ? "" : "; is it the file of another part, or a damaged download?"));
+}
+
 // What the tensors say, where config.json says the same.
 void read_sizes(const Settings& settings, const std::string& config_file, Parts& parts) {
   ClipTextConfig& c = parts.config;
   const auto size_of = [&](const std::string& name, int64_t dimension) {
-    const auto found = parts.tower.find(name);
-    if (found == parts.tower.end())
-      throw InputError(cat(parts.where, ": lacks the tensors ", parts.prefix, name));
-    if (found->second.dim() != 2)
-      throw InputError(cat(parts.where, ": ", parts.prefix, name, " has shape ", found->second.sizes(),
+    const at::Tensor& tensor = parts.tower.at(name);
+    if (tensor.dim() != 2)
+      throw InputError(cat(parts.where, ": ", parts.prefix, name, " has shape ", tensor.sizes(),
                            ", must have 2 dimensions"));
-    return found->second.size(dimension);
+    return tensor.size(dimension);
   };
+  constexpr int64_t kTensors = 16;  // of a layer
+  ShapeMap found;
+  for (const auto& [name, tensor] : parts.tower) found.emplace(name, tensor.sizes().vec());
+  c.layers = count_layers(found, "encoder.layers.", kTensors);
+  check_names(parts);
   c.vocabulary = size_of("embeddings.token_embedding.weight", 0);
   c.width = size_of("embeddings.token_embedding.weight", 1);
   c.positions = size_of("embeddings.position_embedding.weight", 0);
-  const auto has_layer = [&](int64_t i) {
-    const std::string layer = cat("encoder.layers.", i, ".");
-    const auto found = parts.tower.lower_bound(layer);
-    return found != parts.tower.end() && found->first.starts_with(layer);
-  };
-  while (has_layer(c.layers)) ++c.layers;
   if (c.layers == 0 || c.vocabulary == 0 || c.width == 0 || c.positions < 2)
     throw InputError(cat(parts.where, ": holds no CLIP text encoder: ", c.layers, " layers, ", c.positions,
                          " positions, ", c.vocabulary, " tokens of width ", c.width));
@@ -231,18 +244,7 @@ void check_tensor(const std::string& where, const std::string& name, const at::T
 }
 
 void check_tensors(Parts& parts) {
-  const ShapeMap expected = clip_text_shapes(parts.config);
-  std::vector<std::string> missing, extra;
-  for (const auto& [name, shape] : expected)
-    if (!parts.tower.contains(name)) missing.push_back(parts.prefix + name);
-  for (const auto& [name, tensor] : parts.tower)
-    if (!expected.contains(name)) extra.push_back(printable(parts.prefix + name));
-  if (!missing.empty() || !extra.empty())
-    throw InputError(
-        cat(parts.where, ": ", missing.empty() ? "" : "lacks the tensors " + list_names(missing),
-            missing.empty() || extra.empty() ? "" : "; ",
-            extra.empty() ? "" : "holds " + list_names(extra) + ", which a CLIP text encoder does not have"));
-  for (const auto& [name, shape] : expected)
+  for (const auto& [name, shape] : clip_text_shapes(parts.config))
     check_tensor(parts.where, parts.prefix + name, parts.tower.at(name), shape);
   if (!parts.projection.defined()) {
     parts.config.projected = parts.config.width;
@@ -283,6 +285,8 @@ Parts open_parts(const fs::path& folder, const std::string& pad) {
 
 ClipTextFiles check_clip_text(const fs::path& folder, const std::string& pad) {
   Parts parts = open_parts(folder, pad);
+  for (const auto& [name, tensor] : parts.tower) check_finite({{parts.prefix + name, tensor}}, parts.where);
+  if (parts.projection.defined()) check_finite({{"text_projection.weight", parts.projection}}, parts.where);
   return {std::move(parts.config), std::move(parts.files)};
 }
 

@@ -1,4 +1,4 @@
-// The folder of a text encoder, looked at without reading the numbers in its weights.
+// The folder of a text encoder, checked without making one.
 #pragma once
 #include <filesystem>
 #include <vector>
@@ -12,8 +12,7 @@ struct ClipTextFiles {
   std::vector<std::filesystem::path> files;  // all that ClipTextEncoder::open reads
 };
 
-// Everything that ClipTextEncoder::open(folder, device, pad) would refuse about the folder but for values
-// that are not finite. InputError as from there; tensors that are missing or left over are all named.
+// InputError for everything that ClipTextEncoder::open(folder, device, pad) refuses about the folder.
 ClipTextFiles check_clip_text(const std::filesystem::path& folder, const std::string& pad);
 
 }  // namespace adanat

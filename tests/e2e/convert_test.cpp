@@ -54,6 +54,9 @@ TEST_F(ConvertCommand, MakesAFolderThatGenerates) {
   EXPECT_EQ(made.out, "");
   EXPECT_NE(made.err.find("left out: "), std::string::npos) << made.err;  // critics, optimizer, ...
   EXPECT_NE(made.err.find("discriminator.heads.0.cls.bias"), std::string::npos) << made.err;
+  EXPECT_NE(made.err.find("model.policy_old.critic.t_embedder.mlp.{0,2}.weight"), std::string::npos)
+      << made.err;
+  EXPECT_EQ(made.err.find(" more\n"), std::string::npos) << made.err;
   const auto info = run("info --verify --json " + path("model"));
   ASSERT_EQ(info.status, 0) << info.err;
   const Json j = Json::parse(info.out);
@@ -70,6 +73,26 @@ TEST_F(ConvertCommand, MakesAFolderThatGenerates) {
   const auto quiet = run("convert --quiet " + sources() + " --out " + path("again"));
   EXPECT_EQ(quiet.status, 0);
   EXPECT_EQ(quiet.err, "");
+}
+
+// Guidance of 1e-4 saves its rows, and whoever has the published table in mind is told.
+TEST_F(ConvertCommand, APublishedTablesSmallGuidanceIsExplained) {
+  Json preset = read_json_file((testing::source_dir() / "configs/public/autonat-l-256.json").string());
+  preset["generator"] = Json::object(), preset["image_size"] = 0;
+  std::ofstream(dir_ / "preset.json") << preset.dump();
+  const auto converted =
+      run("convert " + sources() + " --config " + path("preset.json") + " --out " + path("model"));
+  ASSERT_EQ(converted.status, 0) << converted.err;
+  const auto said = [&](const std::string& flags) {
+    const auto made = run("generate -m " + path("model") + " -o " + path("x.png") + flags);
+    EXPECT_EQ(made.status, 0) << made.err;
+    return made.err;
+  };
+  const std::string wanted = "guidance below 0.001 counts as none, at 3 of 8 steps\n";
+  EXPECT_NE(said("").find("schedule adaptive: " + wanted), std::string::npos);
+  EXPECT_NE(said(" --schedule autonat").find("schedule autonat: " + wanted), std::string::npos);
+  EXPECT_EQ(said(" --quiet"), "");
+  EXPECT_EQ(said(" --schedule cosine").find("counts as none"), std::string::npos);
 }
 
 // Greedy, four steps, no noise: against the method's equations written out here, on a network filled in
@@ -181,6 +204,16 @@ TEST_F(ConvertCommand, UsageErrorsSayWhatToDo) {
   EXPECT_NE(warned.err.find("trained for 4 steps, is stored for 6"), std::string::npos) << warned.err;
   EXPECT_NE(warned.err.find("trained with heu 1, --policy-residual off is taken"), std::string::npos)
       << warned.err;
+  // A file of weights is no folder to start from; a prompt is no file.
+  const auto started = run("train generator --init " + path("nnet_ema.pth") + " -m " + path("warned") +
+                           " --data x.safetensors --out " + path("run"));
+  EXPECT_TRUE(testing::is_one_line_error(started, 2, "nnet_ema.pth: is no model folder but a file; "))
+      << started.err;
+  EXPECT_NE(started.err.find("convert it first (`adanat convert`)"), std::string::npos) << started.err;
+  const auto prompt = run("generate -m " + path("warned") + " -o x.png -p \"$(printf '\\377')\"");
+  EXPECT_TRUE(
+      testing::is_one_line_error(prompt, 2, "argument 7 (?) is not valid UTF-8; type it in UTF-8, or"))
+      << prompt.err;
   const auto help = run("convert --help");
   EXPECT_EQ(help.status, 0);
   for (const char* part :

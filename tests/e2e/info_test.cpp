@@ -1,8 +1,14 @@
 // `adanat info` on files of tensors, friendly and hostile.
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <span>
+
 #include "core/base/config.h"
+#include "core/io/image.h"
 #include "core/io/npy.h"
+#include "core/io/safetensors.h"
+#include "core/io/zip.h"
 #include "e2e/program.h"
 
 namespace adanat {
@@ -57,6 +63,58 @@ TEST(Info, HostileAndDamagedFilesAreSafe) {
   EXPECT_EQ(Json::parse(hostile.out).at("tensors")[0].at("name"), "w");
   const auto flipped = adanat_run(dir, "info --verify " + checkpoint("bitflip_zip_data.pth").string());
   EXPECT_TRUE(testing::is_one_line_error(flipped, 2, "CRC"));
+}
+
+// What a file says may hold what a terminal obeys.
+TEST(Info, ShowsNoControlCharacters) {
+  const TempDir dir;
+  const float weight[] = {1};
+  const std::string name = "a\x1b]0;x\x07\nkind: forged", text = "\x1b[2J\nwidth: 7\xc2\x9b";
+  write_safetensors(dir / "a.safetensors", {{name, DType::kF32, {1}, weight, 4}}, {{"note", text}});
+  write_png(dir / "a.png", Image{2, 1, {1, 2, 3, 4, 5, 6}}, {{"adanat:prompt", text}});
+  for (const char* file : {"a.safetensors", "a.png"}) {
+    const auto run = adanat_run(dir, "info " + (dir / file).string());
+    ASSERT_EQ(run.status, 0) << run.err;
+    for (const char c : run.out) EXPECT_TRUE(c == '\n' || static_cast<unsigned char>(c) >= ' ') << int{c};
+    EXPECT_EQ(run.out.find("\nkind: forged"), std::string::npos) << run.out;
+    EXPECT_EQ(run.out.find("\nwidth: 7"), std::string::npos) << run.out;
+    EXPECT_EQ(run.out.find("\xc2\x9b"), std::string::npos) << run.out;
+  }
+}
+
+// A file of names and numbers by the hundred thousand: listed as far as there is memory for, and soon.
+TEST(Info, ManyPlainValues) {
+  const TempDir dir;
+  std::string pickle = "\x80\x02}(";
+  for (int32_t i = 0; i < 200000; ++i)
+    pickle +=
+        "J" + std::string(reinterpret_cast<const char*>(&i), sizeof i) + "G\x7f\xf8" + std::string(6, '\0');
+  pickle += "u.";
+  ZipWriter writer(dir / "a.pth");
+  const std::span<const std::byte> pieces[] = {std::as_bytes(std::span(pickle))};
+  writer.add("a/data.pkl", pieces, false);
+  writer.commit();
+  const auto run = adanat_run(dir, "info --json " + (dir / "a.pth").string());
+  ASSERT_EQ(run.status, 0) << run.err;
+  const Json j = Json::parse(run.out);
+  EXPECT_EQ(j.at("plain").size() + j.at("plain values left out").get<size_t>(), 200000u);
+  EXPECT_GT(j.at("plain").size(), 50000u);
+  EXPECT_EQ(j.at("plain").at("7"), "nan");
+}
+
+TEST(Info, DecodesAPictureOnlyToVerifyIt) {
+  const TempDir dir;
+  const std::string whole = encode_png(Image{2, 1, {1, 2, 3, 4, 5, 6}});
+  // Pixels of another picture than its header says.
+  std::string wrong = encode_png(Image{2, 2, std::vector<uint8_t>(12, 9)});
+  const size_t at = whole.find("IDAT") - 4, from = wrong.find("IDAT") - 4;
+  wrong = wrong.substr(0, from) + whole.substr(at);
+  std::ofstream(dir / "a.png", std::ios::binary) << wrong;
+  const auto run = adanat_run(dir, "info --json " + (dir / "a.png").string());
+  ASSERT_EQ(run.status, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out).at("height"), 2);
+  const auto verified = adanat_run(dir, "info --verify " + (dir / "a.png").string());
+  EXPECT_TRUE(testing::is_one_line_error(verified, 2, "a.png")) << verified.err;
 }
 
 TEST(Info, ListsNumpyFiles) {

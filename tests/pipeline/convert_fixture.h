@@ -2,10 +2,12 @@
 #pragma once
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include "apps/pipeline/convert_parts.h"
 #include "apps/pipeline/pipeline.h"
+#include "core/base/list_names.h"
 #include "core/nn/module_state.h"
 #include "support/checkpoints.h"
 
@@ -85,6 +87,24 @@ class ConvertFixture : public ::testing::Test {
     const std::string message = error(o);
     for (const char* part : parts)
       EXPECT_NE(message.find(part), std::string::npos) << part << "\n" << message;
+  }
+  // `weights` as the file `file`, without the names that begin with one of `gone`: the error must name them
+  // all, and nothing else.
+  void expect_all_named(const ConvertOptions& o, const std::filesystem::path& file, const TensorMap& weights,
+                        const std::vector<std::string>& gone) {
+    TensorMap left;
+    std::vector<std::string> missing;
+    for (const auto& [name, tensor] : weights) {
+      const auto begins = [&](const std::string& prefix) { return name.starts_with(prefix); };
+      if (std::any_of(gone.begin(), gone.end(), begins))
+        missing.push_back(name);
+      else
+        left.emplace(name, tensor);
+    }
+    write_pth(file, PthValue::dict(left));
+    EXPECT_EQ(error(o), cat(file.string(), ": lacks ", list_names(missing),
+                            "; is it the file of another part, or a damaged download? `adanat info` lists "
+                            "what is in the file"));
   }
   // Converts, checks that the part holds exactly `tensors`, and removes the folder again.
   void expect_part(const ConvertOptions& o, const char* part, const TensorMap& tensors) {

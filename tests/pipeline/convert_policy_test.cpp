@@ -54,6 +54,40 @@ TEST_F(ConvertPolicy, TakesAPolicysSettingsFromItsNamespace) {
   EXPECT_EQ(read_model_config(o.out).sampling.table.guidance, 2.5);
 }
 
+// A folder whose default steps no policy is for would generate by the cosine table.
+TEST_F(ConvertPolicy, DefaultStepsAreThoseOfAPolicy) {
+  ConvertOptions o = options();
+  o.policy_residual = false, o.config = dir_ / "preset.json";
+  const auto steps_with = [&](const char* preset, std::vector<int64_t> policies, bool noted) {
+    std::ofstream(o.config) << preset;
+    o.policies.clear();
+    for (const int64_t steps : policies) o.policies.push_back({dir_ / "bare.pth", steps});
+    ::testing::internal::CaptureStderr();
+    convert(o);
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    const Pipeline pipeline = Pipeline::open(o.out, at::kCPU, at::kFloat);
+    EXPECT_EQ(pipeline.schedule("", 0, {})->name(), "adaptive");
+    const int64_t steps = pipeline.config().sampling.steps;
+    EXPECT_EQ(said, noted ? cat(o.config.string(), ": sampling.steps is 8, for which there is no policy: ",
+                                "`generate` takes ", steps, " steps by itself\n")
+                          : "");
+    fs::remove_all(o.out);
+    return steps;
+  };
+  const char* eight = R"({"sampling": {"steps": 8}})";
+  EXPECT_EQ(steps_with(eight, {4}, true), 4);
+  EXPECT_EQ(steps_with(eight, {6, 10, 4}, true), 10);
+  EXPECT_EQ(steps_with(eight, {6, 8, 10}, false), 8);
+  EXPECT_EQ(steps_with("{}", {4}, true), 4);
+  // A published table is as good as a policy where it is for these steps, and no reason to take others.
+  const auto table = [](int64_t steps) {
+    return cat(R"({"sampling": {"steps": 8}, "table": )", config_to_json(search_start_table(steps)).dump(),
+               "}");
+  };
+  EXPECT_EQ(steps_with(table(8).c_str(), {4}, false), 8);
+  EXPECT_EQ(steps_with(table(9).c_str(), {4}, true), 4);
+}
+
 TEST_F(ConvertPolicy, OrdersAPolicysActionsByItsNamespace) {
   const TensorMap actor = procedural_actor(small_actor());
   PthValue::Items args = testing::policy_args(0, 6);
@@ -178,7 +212,12 @@ TEST_F(ConvertPolicy, APolicyMustFitTheGenerator) {
   ShapeMap shapes = small_actor();
   shapes.erase("dw_conv.bias"), shapes["dw_conv2.bias"] = {3};
   refused(shapes, {"lacks dw_conv.bias", "holds dw_conv2.bias"});
-  refused({{"linear3.weight", {4, 8}}}, {"lacks pw_conv.weight"});
+  refused({{"linear3.weight", {4, 8}}},
+          {"p.pth: lacks adaLN1.adaLN_modulation.1.bias, ", ", linear3.bias, pw_conv.bias, pw_conv.weight, ",
+           "t_embedder.mlp.{0,2}.bias, t_embedder.mlp.{0,2}.weight; is it the file of another part, or a "});
+  shapes = small_actor();
+  shapes.erase("x_embedder.weight"), shapes.erase("linear1.weight"), shapes.erase("linear2.bias");
+  refused(shapes, {"lacks linear1.weight, linear2.bias, x_embedder.weight; is it"});
   refused({{"critic.linear3.weight", {1, 8}}}, {"is no policy"});
   o.policies = {{dir_ / "gen.safetensors", 8}};
   expect_error(o, {"gen.safetensors", "is no policy"});

@@ -34,6 +34,25 @@ TEST_F(ConvertWithPreset, ClassNames) {
   EXPECT_EQ(read_model_config(o.out).class_names[9], "y");
   fs::remove_all(o.out);
   std::swap(o.class_names, names), o.config.clear();
+  // ImageNet's published lists name two pairs of classes alike.
+  const auto said = [&] {
+    ::testing::internal::CaptureStderr();
+    convert(o);
+    EXPECT_EQ(read_model_config(o.out).class_names.size(), 10u);
+    fs::remove_all(o.out);
+    return ::testing::internal::GetCapturedStderr();
+  };
+  std::ofstream(o.class_names) << "a\nmaillot\nmaillot\nd\ncrane\nf\ng\ncrane\nCrane\nmaillot\n";
+  const std::string shared =
+      R"(several classes share a name: "crane" (4,7), "maillot" (1,2,9); --class NAME )"
+      "takes the first, the others have their numbers only\n";
+  EXPECT_EQ(said(), cat("warning: ", o.class_names.string(), ": ", shared));
+  o.config = dir_ / "preset.json";
+  std::swap(o.class_names, names);
+  std::ofstream(o.config)
+      << R"({"class_names": ["a", "maillot", "maillot", "d", "crane", "f", "g", "crane", "c", "maillot"]})";
+  EXPECT_EQ(said(), cat("warning: ", o.config.string(), ": ", shared));
+  std::swap(o.class_names, names), o.config.clear();
   std::ofstream(o.class_names) << "a\nb\n";
   expect_error(o, {"names.txt", "has 2 names", "10 classes"});
   std::ofstream(o.class_names) << "a\n\nb\n";

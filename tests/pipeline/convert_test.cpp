@@ -115,7 +115,7 @@ TEST_F(Convert, NamesWhatIsMissingAndLeftOver) {
   refused(changed, {"mlm_layer.fc.weight has shape [12, 13]", "[12, 12]"});
   changed = weights;
   for (int i = 0; i < 20; ++i) changed[cat("extra.", i)] = at::zeros({1});
-  refused(changed, {"extra.0, extra.1, extra.10", "and 12 more"});
+  refused(changed, {"gen.pth: holds extra.{0-19}, which the model does not have; `adanat info` lists"});
   changed = weights;
   changed["norm.bias"][3] = NAN;
   refused(changed, {"norm.bias holds NaN"});
@@ -128,12 +128,96 @@ TEST_F(Convert, NamesWhatIsMissingAndLeftOver) {
   changed = weights;
   changed["token_emb.word_embeddings.weight"] = at::zeros({33});
   refused(changed, {"token_emb.word_embeddings.weight has shape [33]"});
-  changed = weights;
-  for (auto it = changed.begin(); it != changed.end();)
-    it = it->first.starts_with("out_blocks.1.") ? changed.erase(it) : std::next(it);
-  refused(changed, {"2 in_blocks and 1 out_blocks"});
   write_pth(o.generator, PthValue::dict({{"a", PthValue::dict(weights)}, {"b", PthValue::dict(weights)}}));
   expect_error(o, {"several models", "a.token_emb.word_embeddings.weight", "b.token_emb"});
+}
+
+// Sizes cannot be told without some of these: names come first.
+TEST_F(Convert, NamesAllThatAGeneratorLacks) {
+  const TensorMap weights = procedural_weights(generator_shapes(small_generator()));
+  ConvertOptions o = options();
+  o.generator = dir_ / "gen.pth";
+  for (const std::vector<std::string>& gone :
+       std::vector<std::vector<std::string>>{{"context_embed.word_embeddings.", "norm."},
+                                             {"context_embed."},
+                                             {"token_emb.position_embeddings.", "mid_block."},
+                                             {"in_blocks.0."},  // the layers behind a gap are not left over
+                                             {"out_blocks.1."},
+                                             {"in_blocks."},
+                                             {"out_blocks.0.", "out_blocks.1.attn."},
+                                             {"in_blocks.0.mlp.", "in_blocks.1.norm", "out_blocks.0."}}) {
+    SCOPED_TRACE(gone[0]);
+    expect_all_named(o, o.generator, weights, gone);
+  }
+  const TensorMap of_texts = procedural_weights(generator_shapes(small_generator("text")));
+  expect_all_named(o, o.generator, of_texts, {"context_embed.weight", "mlm_layer.bias"});
+  TensorMap short_of = weights;
+  for (const char* block : {"in_blocks.0.", "in_blocks.1."}) short_of.erase(cat(block, "attn.qkv.weight"));
+  short_of.erase("norm.bias");
+  write_pth(o.generator, PthValue::dict(short_of));
+  expect_error(o, {"gen.pth: lacks in_blocks.{0,1}.attn.qkv.weight, norm.bias; is it the file of another"});
+}
+
+// What lies far above the layers, or is no layer, does not make them more.
+TEST_F(Convert, StrayLayersAreLeftOver) {
+  const TensorMap weights = procedural_weights(generator_shapes(small_generator()));
+  ConvertOptions o = options();
+  o.generator = dir_ / "gen.pth";
+  for (const char* stray : {"in_blocks.2.norm1.weight", "in_blocks.7.norm1.weight",
+                            "in_blocks.99999999999999999999.norm1.weight", "in_blocks.02.norm1.weight",
+                            "in_blocks.-1.norm1.weight", "in_blocks.2", "in_blocks.", "in_blocks.x.y"}) {
+    TensorMap more = weights;
+    more[stray] = at::zeros({12});
+    write_pth(o.generator, PthValue::dict(more));
+    EXPECT_EQ(error(o), cat(o.generator.string(), ": holds ", stray,
+                            ", which the model does not have; `adanat info` lists what is in the file"));
+  }
+  TensorMap more = weights;  // a whole layer, but none that a model could have
+  for (const auto& [name, tensor] : weights)
+    if (name.starts_with("in_blocks.0.")) more.emplace("in_blocks.123456789." + name.substr(12), tensor);
+  write_pth(o.generator, PthValue::dict(more));
+  expect_error(o,
+               {"gen.pth: holds in_blocks.123456789.attn.proj.bias, in_blocks.123456789.attn.proj.weight"});
+}
+
+TEST_F(Convert, NamesAllThatATokenizerLacks) {
+  const TensorMap weights = procedural_weights(tokenizer_shapes(testing::tiny_tokenizer_config(32)));
+  ConvertOptions o = options();
+  o.tokenizer = dir_ / "vq.ckpt";
+  for (const std::vector<std::string>& gone : std::vector<std::vector<std::string>>{
+           {"decoder.conv_in.bias", "encoder.norm_out.weight", "quantize.embedding.weight"},
+           {"encoder.down."},
+           {"encoder.down.0.", "quantize."},
+           {"encoder.down.2.", "decoder.up.2.block.0.conv"},
+           {"decoder.up.2."},
+           {"encoder.down.2.block.0.conv1.weight", "encoder.down.2.block.0.nin_shortcut.weight"},
+           {"decoder.up.1.block.0.nin_shortcut.weight", "encoder.mid."}}) {
+    SCOPED_TRACE(gone[0]);
+    expect_all_named(o, o.tokenizer, weights, gone);
+  }
+  TensorMap short_of = weights;
+  for (const char* level : {"0", "1", "2"})
+    short_of.erase(cat("encoder.down.", level, ".block.0.conv1.weight"));
+  write_pth(o.tokenizer, PthValue::dict(short_of));
+  expect_error(o, {"vq.ckpt: lacks encoder.down.{0-2}.block.0.conv1.weight; is it the file of another part"});
+}
+
+TEST_F(Convert, AFileInAFoldersPlaceIsToBeConvertedFirst) {
+  const auto message = [](const fs::path& folder) -> std::string {
+    try {
+      read_model_config(folder);
+    } catch (const InputError& e) {
+      return e.what();
+    }
+    return "no error";
+  };
+  const std::string file = (dir_ / "gen.safetensors").string(), nothing = (dir_ / "nothing").string();
+  EXPECT_EQ(message(file), file +
+                               ": is no model folder but a file; give the folder that it is in, or convert "
+                               "it first (`adanat convert`)");
+  EXPECT_EQ(message(nothing), nothing +
+                                  ": is no model folder (no such folder); give one that `adanat train` "
+                                  "or `adanat convert` wrote");
 }
 
 TEST_F(Convert, SaysWhatAnotherModelIs) {
@@ -286,7 +370,7 @@ TEST_F(Convert, NamesWhatATokenizersTensorsContradict) {
   TensorMap without = weights;
   std::erase_if(without, [](const auto& item) { return item.first.starts_with("encoder.down."); });
   write_pth(o.tokenizer, PthValue::dict(without));
-  expect_error(o, {"vq.ckpt: lacks encoder.down.0.block.0.conv1.weight"});
+  expect_error(o, {"vq.ckpt: lacks encoder.down.{0-2}.block.0.conv1.weight"});
 }
 
 TEST_F(Convert, ATokenizerAloneIsAModelFolderToo) {
@@ -372,7 +456,15 @@ TEST_F(Convert, KeepsOrChangesTheType) {
   large.at("norm.bias")[2] = 1e6;
   o.generator = dir_ / "large.pth", o.policies = {}, o.dtype = at::kHalf;
   write_pth(o.generator, PthValue::dict(large));
-  expect_error(o, {"large.pth as F16", "norm.bias holds NaN or infinity"});
+  expect_error(o, {"large.pth: norm.bias holds values up to 1e+06, more than float16 can hold (65504); use "
+                   "--dtype bfloat16 or float32"});
+  large.at("norm.bias")[2] = -3.4e38;
+  o.dtype = at::kBFloat16;
+  write_pth(o.generator, PthValue::dict(large));
+  expect_error(o, {"large.pth: norm.bias holds values up to 3.4e+38, more than bfloat16 can hold (3.39e38); "
+                   "use --dtype float32"});
+  o.dtype = at::kFloat;
+  convert(o);
 }
 
 TEST_F(Convert, WritesTheFolderWholeOrNotAtAll) {
@@ -441,7 +533,9 @@ TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
   fs::create_directory(o.text_encoder);
   expect_error(o, {"clip", "no config.json"});
   testing::write_small_encoder(o.text_encoder);
-  expect_error(o, {"--text-encoder", "clip", "48 wide", "reads 20"});
+  expect_error(o, {"--text-encoder",
+                   "clip: gives 77 states of width 48, the generator wants 77 of width 20; "
+                   "it was trained with another encoder"});
   config.text_width = testing::kWidth;
   o.generator = dir_ / "text.pth";
   write_pth(o.generator, PthValue::dict(procedural_weights(generator_shapes(config))));
@@ -488,7 +582,7 @@ TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
   write_tensors(o.text_encoder / "model.safetensors", weights);
   expect_error(o,
                {"clip/model.safetensors",
-                "lacks the tensors text_model.encoder.layers.1.layer_norm2.weight, "
+                "lacks text_model.encoder.layers.1.layer_norm2.weight, "
                 "text_model.encoder.layers.1.mlp.fc2.bias; holds text_model.encoder.layers.1.scale, which"});
   weights = testing::golden_weights();
   weights[layer + "mlp.fc2.bias"] = at::zeros({47});
@@ -502,6 +596,72 @@ TEST_F(Convert, TextGeneratorsAndTheirEncoder) {
   o = options();
   o.text_encoder = dir_ / "clip";
   expect_error(o, {"--text-encoder", "classes"});
+}
+
+// What `generate` would refuse about an encoder, `convert` does.
+TEST_F(Convert, ATextEncoderMustBeWholeAndFit) {
+  GeneratorConfig config = small_generator("text");
+  config.text_width = testing::kWidth;
+  write_pth(dir_ / "text.pth", PthValue::dict(procedural_weights(generator_shapes(config))));
+  ConvertOptions o = options();
+  o.generator = dir_ / "text.pth", o.text_encoder = dir_ / "clip";
+  fs::create_directory(o.text_encoder);
+  testing::write_small_encoder(o.text_encoder);
+  const TensorMap whole = testing::golden_weights();
+  const auto with = [&](const TensorMap& weights) {
+    fs::remove(o.text_encoder / "model.safetensors");
+    write_tensors(o.text_encoder / "model.safetensors", weights);
+  };
+  const auto without = [&](std::initializer_list<const char*> gone) {
+    TensorMap weights = whole;
+    for (const char* prefix : gone)
+      std::erase_if(weights, [&](const auto& item) { return item.first.starts_with(prefix); });
+    with(weights);
+  };
+  const std::string advice = "; is it the file of another part, or a damaged download?";
+  without({"text_model.embeddings.position_embedding.", "text_model.final_layer_norm.weight"});
+  expect_error(o, {cat("clip/model.safetensors: lacks text_model.embeddings.position_embedding.weight, "
+                       "text_model.final_layer_norm.weight",
+                       advice)
+                       .c_str()});
+  without({"text_model.encoder.layers.0.", "text_model.encoder.layers.1."});  // a gap below the third layer
+  expect_error(o, {"lacks text_model.encoder.layers.{0,1}.layer_norm1.bias, ",
+                   cat(", text_model.encoder.layers.{0,1}.self_attn.v_proj.weight", advice).c_str()});
+  TensorMap bare;  // as CLIPTextModel's inner model is saved
+  for (const auto& [name, tensor] : whole)
+    if (name.starts_with("text_model.") && name != "text_model.encoder.layers.2.mlp.fc1.bias")
+      bare.emplace(name.substr(11), tensor);
+  bare.erase("final_layer_norm.bias"), bare["vision.x"] = at::zeros({1});
+  with(bare);
+  expect_error(o, {cat("lacks encoder.layers.2.mlp.fc1.bias, final_layer_norm.bias", advice).c_str()});
+
+  for (const char* name : {"text_model.final_layer_norm.weight", "text_projection.weight"}) {
+    TensorMap bad = whole;
+    bad[name] = whole.at(name).clone();
+    bad[name].view(-1)[1] = NAN;
+    with(bad);
+    expect_error(o, {cat("clip/model.safetensors: ", name, " holds NaN or infinity").c_str()});
+  }
+  TensorMap both = whole;  // a vision tower stays unread
+  both["vision_model.post_layernorm.bias"] = at::full({4}, NAN);
+  both["text_model.embeddings.position_ids"] = at::arange(77);
+  with(both);
+  convert(o);
+  fs::remove_all(o.out);
+
+  nlohmann::json settings = testing::golden_config("quick_gelu");
+  settings["max_position_embeddings"] = 60;
+  testing::write_text(o.text_encoder / "config.json", settings.dump());
+  TensorMap fewer = whole;
+  const std::string positions = "text_model.embeddings.position_embedding.weight";
+  fewer[positions] = whole.at(positions).narrow(0, 0, 60).clone();
+  with(fewer);
+  expect_error(o, {"--text-encoder", "clip: gives 60 states of width 48, the generator wants 77 of width 48",
+                   "--config must say another generator.text_tokens"});
+  o.config = dir_ / "preset.json";
+  std::ofstream(o.config) << R"({"generator": {"text_tokens": 60}})";
+  convert(o);
+  Pipeline::open(o.out, at::kCPU, at::kFloat).set_prompts({"a cat"});
 }
 
 // 1024 tokens, a policy over 32x32, the f16 tokenizer's levels.
@@ -559,8 +719,21 @@ TEST_F(Convert, SaysWhatItLeavesOutAndAssumes) {
   o.policies = {{dir_ / "bare.pth", 1}}, o.policy_residual = false, o.config = dir_ / "preset.json";
   std::ofstream(o.config) << R"({"table": {"steps": 1, "mask_ratio": [0], "remask_temperature": [1],
     "sampling_temperature": [1], "guidance": [0]}})";
-  EXPECT_EQ(said(), cat((dir_ / "preset.json").string(),
-                        ": its table for 1 steps gives way to the policy for as many\n"));
+  EXPECT_EQ(
+      said(),
+      cat((dir_ / "preset.json").string(), ": its table for 1 steps gives way to the policy for as many\n",
+          (dir_ / "preset.json").string(),
+          ": sampling.steps is 8, for which there is no policy: ", "`generate` takes 1 steps by itself\n"));
+  // Each of them, however many: numbers are written together.
+  o = options();
+  o.generator = dir_ / "gen.pth";
+  PthValue kept = PthValue::dict(procedural_weights(generator_shapes(small_generator())));
+  PthValue state = PthValue::dict(PthValue::Items{});
+  for (const char* what : {"exp_avg", "exp_avg_sq"})
+    for (int i = 0; i < 12; ++i) state.items.emplace_back(cat("state.", i, ".", what), one);
+  write_pth(o.generator, PthValue::dict({{"nnet_ema", kept}, {"optimizer", state}}));
+  EXPECT_EQ(said(), cat(o.generator.string(), ": left out: optimizer.state.{0-11}.exp_avg, ",
+                        "optimizer.state.{0-11}.exp_avg_sq\n"));
 }
 
 }  // namespace
