@@ -51,7 +51,7 @@ Json describe_safetensors(const fs::path& path) {
   return j;
 }
 
-// Names and texts of files from elsewhere: JSON wants valid UTF-8, a terminal no control characters.
+// Texts of files from elsewhere: JSON wants valid UTF-8, a terminal no control characters.
 std::string shown(std::string_view text) {
   return one_line(text.substr(0, 1000)) + (text.size() > 1000 ? "..." : "");
 }
@@ -97,7 +97,7 @@ Json describe_pth(const fs::path& path, bool verify) {
   for (const PthTensor& tensor : file.tensors()) {
     if (__builtin_add_overflow(values, tensor.count(), &values)) values = UINT64_MAX;
     tensors.push_back(
-        {{"name", shown(tensor.name)}, {"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}});
+        {{"name", one_line(tensor.name)}, {"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}});
     if (verify) file.storage(tensor);
   }
   j["values"] = values;
@@ -107,7 +107,7 @@ Json describe_pth(const fs::path& path, bool verify) {
   }
   if (!file.scalars().empty()) {
     Json& plain = j["plain"] = Json::object();
-    for (const auto& [name, value] : file.scalars()) append(plain, shown(name), shown(value));
+    for (const auto& [name, value] : file.scalars()) append(plain, one_line(name), shown(value));
   }
   if (file.left_out() > 0) j["plain values left out"] = file.left_out();
   j["tensors"] = tensors;
@@ -268,7 +268,7 @@ Json describe(const InfoOptions& o) {
 void print(const Json& j, int indent) {
   const std::string space(size_t(indent), ' ');
   for (const auto& [key, value] : j.items()) {
-    if (key == "tensors") {
+    if (key == "tensors" && value.is_array()) {
       std::printf("%stensors: %zu\n", space.c_str(), value.size());
       for (const Json& t : value)
         std::printf("%s  %s %s %s\n", space.c_str(), one_line(t["name"].get<std::string>()).c_str(),

@@ -56,7 +56,8 @@ int64_t width_of_level(const ShapeMap& found, int64_t level, int64_t blocks) {
 // What fixes the names of a tokenizer's tensors: its levels and blocks, and where widths change (a shortcut
 // is there). Sizes are any.
 TokenizerConfig structure_of(const ShapeMap& found, int64_t channels) {
-  constexpr int64_t kTensors = 6;  // of a block, a shortcut not counted
+  constexpr int64_t kTensors = 6;                       // of a block, a shortcut not counted
+  constexpr int64_t kMostLevels = 8, kMostBlocks = 64;  // TokenizerConfig's; what is beyond is left over
   const auto blocks_of = [&](const char* half, int64_t levels) {
     int64_t most = 0;
     for (int64_t l = 0; l < levels; ++l)
@@ -64,11 +65,13 @@ TokenizerConfig structure_of(const ShapeMap& found, int64_t channels) {
     return most;
   };
   TokenizerConfig config;
-  const int64_t levels = std::max({int64_t{1}, count_layers(found, "encoder.down.", kTensors),
-                                   count_layers(found, "decoder.up.", kTensors)});
+  const int64_t counted =
+      std::max(count_layers(found, "encoder.down.", kTensors), count_layers(found, "decoder.up.", kTensors));
+  const int64_t levels = std::clamp<int64_t>(counted, 1, kMostLevels);
   config.residual_blocks = blocks_of("encoder.down.", levels);
   if (config.residual_blocks == 0)
     config.residual_blocks = std::max<int64_t>(1, blocks_of("decoder.up.", levels));
+  config.residual_blocks = std::min(config.residual_blocks, kMostBlocks);
   config.channel_multipliers.clear();
   int64_t multiplier = 1;
   for (int64_t l = 0; l < levels; ++l) {

@@ -12,9 +12,6 @@ namespace adanat {
 namespace fs = std::filesystem;
 namespace {
 
-// What may have become of a file that lacks tensors.
-constexpr const char* kWhyMissing = "; is it the file of another part, or a damaged download?";
-
 // Names of whole models in Hugging Face folders, in the order they are looked for.
 constexpr const char* kSingleFiles[] = {"model.safetensors", "diffusion_pytorch_model.safetensors",
                                         "pytorch_model.safetensors", "pytorch_model.bin",
@@ -170,21 +167,6 @@ std::optional<WeightNames> find_model(const WeightSource& source, std::string_vi
       out.names.emplace(name.substr(out.prefix.size()), name);
   }
   return out;
-}
-
-void check_names(const std::string& where, const ShapeMap& found, const ShapeMap& expected) {
-  std::vector<std::string> missing, extra;
-  for (const auto& [name, shape] : expected)
-    if (!found.contains(name)) missing.push_back(name);
-  for (const auto& [name, shape] : found)
-    if (!expected.contains(name)) extra.push_back(printable(name));
-  if (missing.empty() && extra.empty()) return;
-  std::string what;
-  if (!missing.empty()) what = "lacks " + list_names(missing);
-  if (!extra.empty())
-    what += cat(what.empty() ? "" : "; ", "holds ", list_names(extra), ", which the model does not have");
-  throw InputError(cat(where, ": ", what, missing.empty() ? ";" : kWhyMissing,
-                       " `adanat info` lists what is in the file"));
 }
 
 void check_weights(const std::string& where, const ShapeMap& found, const ShapeMap& expected) {

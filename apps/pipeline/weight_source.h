@@ -63,9 +63,6 @@ struct WeightNames {
 // several, and none or many of them averaged.
 std::optional<WeightNames> find_model(const WeightSource& source, std::string_view anchor);
 
-// InputError naming everything that is missing and everything that is left over; sizes do not matter.
-void check_names(const std::string& where, const ShapeMap& found, const ShapeMap& expected);
-
 // As check_names, then InputError for the first shape that differs, with both sides. `expected` comes from
 // sizes that were inferred from some of the same tensors.
 void check_weights(const std::string& where, const ShapeMap& found, const ShapeMap& expected);

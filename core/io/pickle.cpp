@@ -8,8 +8,8 @@
 namespace adanat {
 namespace {
 
-// One run of the interpreter. Every operation takes at least one byte of the pickle and adds at most one
-// value, one stack entry and one memo entry, which bounds the memory.
+// One run of the interpreter. Every operation takes at least one byte of the pickle and adds at most a few
+// values, one stack entry and one memo entry, which bounds the memory.
 class PickleMachine {
  public:
   PickleMachine(std::span<const std::byte> bytes, const std::string& where, UnknownNames unknown)
@@ -316,8 +316,9 @@ const Pickle::Tensor& Pickle::tensor(Id id) const {
   return tensors_[values_[id].index];
 }
 const Pickle::Id* Pickle::contents(Id id) const {
-  const auto found = contents_.find(id);
-  return found == contents_.end() ? nullptr : &found->second;
+  for (const auto* known : {&contents_, &arguments_})
+    if (const auto found = known->find(id); found != known->end()) return &found->second;
+  return nullptr;
 }
 const Pickle::Id* Pickle::find(Id dict, std::string_view key) const {
   if (dict >= values_.size() || values_[dict].kind != Kind::kDict) return nullptr;

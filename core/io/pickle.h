@@ -84,8 +84,8 @@ class Pickle {
   std::string name(Id id) const;              // kName, kDtype, kOpaque: "torch.FloatStorage"
   const std::vector<Id>& items(Id id) const;  // kList, kTuple: the items; kDict: key, value, key, value
   const Tensor& tensor(Id id) const;
-  // kOpaque: what the object was to be made from (its state, else its arguments); null where there is
-  // nothing.
+  // kOpaque: what the object was to be made from (its items and state, else its arguments); null where there
+  // is nothing.
   const Id* contents(Id id) const;
   // The value under a text key of a dict (the last one where it is there twice); null for other kinds and
   // unknown keys.
@@ -116,7 +116,7 @@ class Pickle {
   std::vector<Storage> storages_;
   std::vector<std::vector<std::byte>> owned_;  // bytes decoded from texts
   std::vector<std::string> refused_;
-  std::map<Id, Id> contents_;
+  std::map<Id, Id> contents_, arguments_;
 };
 
 }  // namespace adanat

@@ -64,8 +64,23 @@ Pickle::Id PickleObjects::long_value(std::span<const std::byte> bytes) {
   return make(Kind::kInt, 0, value);
 }
 
+Pickle::Id PickleObjects::items_of(Id object, Kind kind) {
+  const auto found = unknown_items_.find(object);
+  if (found != unknown_items_.end() && this->kind(found->second) == kind) return found->second;
+  const Id items = make_sequence(kind);
+  unknown_items_[object] = items;
+  add_contents(object, items);
+  return items;
+}
+
+void PickleObjects::add_contents(Id object, Id contents) {
+  grow(4);
+  const auto [found, is_new] = p_.contents_.try_emplace(object, contents);
+  if (!is_new) found->second = make_sequence(Kind::kTuple, {found->second, contents});
+}
+
 void PickleObjects::append(Id list, std::span<const Id> items) {
-  if (is_opaque(list)) return;
+  if (is_opaque(list)) list = items_of(list, Kind::kList);
   if (kind(list) != Kind::kList) fail("something is appended to what is no list");
   grow(items.size());
   auto& target = p_.sequences_[p_.values_[list].index];
@@ -73,7 +88,7 @@ void PickleObjects::append(Id list, std::span<const Id> items) {
 }
 
 void PickleObjects::set_items(Id dict, std::span<const Id> items) {
-  if (is_opaque(dict)) return;
+  if (is_opaque(dict)) dict = items_of(dict, Kind::kDict);
   if (kind(dict) != Kind::kDict || items.size() % 2 != 0) fail("a key is set in what is no dict");
   grow(items.size());
   auto& target = p_.sequences_[p_.values_[dict].index];
@@ -101,7 +116,7 @@ Pickle::Id PickleObjects::not_read(const std::string& name, const std::string& r
 
 Pickle::Id PickleObjects::opaque_object(Id type, Id from) {
   const Id made = make(Kind::kOpaque, p_.values_[type].index);
-  if (kind(from) == Kind::kTuple && !items(from).empty()) grow(4), p_.contents_[made] = from;
+  if (kind(from) == Kind::kTuple && !items(from).empty()) grow(4), p_.arguments_[made] = from;
   return made;
 }
 
@@ -219,6 +234,8 @@ Pickle::Id PickleObjects::numpy_scalar(const std::vector<Id>& args) {
   if (args.size() != 2) fail("a numpy scalar needs a type and its bytes");
   const auto dtype = dtype_value(args[0]);
   if (!dtype) return args[0];
+  if (*dtype > DType::kU64 || *dtype == DType::kBF16)
+    fail("a numpy scalar of a type that numpy does not have");
   const std::string_view raw = text_value(args[1]);
   if (raw.size() != size_of(*dtype)) fail("a numpy scalar has too few or too many bytes");
   uint64_t bits = 0;
@@ -421,8 +438,8 @@ void PickleObjects::build(Id object, Id state) {
         const std::vector<Id> fields = items(state);
         if (kind(fields[3]) != Kind::kBool) fail("a numpy array of unknown form");
         numpy_array(object, fields[1], fields[2], fields[4], p_.values_[fields[3]].bits != 0);
-      } else {
-        grow(4), p_.contents_[object] = state;
+      } else if (!p_.name(object).starts_with("numpy.dtype.")) {  // which is no value
+        add_contents(object, state);
       }
       return;
     case Kind::kTensor:

@@ -72,6 +72,9 @@ class PickleObjects {
   Id opaque(const std::string& name) { return make_named(Kind::kOpaque, name); }
   // Another object of the same unknown name, for what would have been made `from`.
   Id opaque_object(Id type, Id from);
+  // The list or dict that takes what is put into an unknown object.
+  Id items_of(Id object, Kind kind);
+  void add_contents(Id object, Id contents);
   // What is not read, as listed and as an error's second half.
   Id not_read(const std::string& name, const std::string& refusal);
   const PickleName* row_of(Id id) const;
@@ -96,6 +99,7 @@ class PickleObjects {
   std::map<std::string, size_t> name_index_;
   std::map<std::tuple<std::string, DType, bool, uint64_t, uint64_t, uint64_t>, size_t> storage_index_;
   std::set<Id> namespaces_;
+  std::map<Id, Id> unknown_items_;  // of unknown objects: see items_of
   uint64_t owned_size_ = 0, grown_ = 0;
 };
 

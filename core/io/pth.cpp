@@ -17,7 +17,7 @@ namespace {
 constexpr std::array<uint8_t, 10> kMagic = {0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19};
 constexpr int64_t kLegacyProtocol = 1001;
 // Pickles of names and numbers deflate to a tenth or a twentieth.
-constexpr uint64_t kMostDeflated = 64, kSmallPickle = uint64_t{1} << 20;
+constexpr uint64_t kMostDeflated = 32, kSmallPickle = uint64_t{1} << 16;
 
 bool has_magic(std::span<const std::byte> bytes) {
   // PROTO n, from protocol 4 on a frame, LONG1 with ten bytes.

@@ -39,8 +39,8 @@ struct PthScalar {
   enum class Kind { kNone, kBool, kInt, kFloat, kText, kOther, kList } kind;
   int64_t integer = 0;  // kBool, kInt; kList: how many values it has
   double real = 0;      // kFloat
-  std::string
-      text{};  // kText; for an integer of more than 64 bits its hex digits ("0x..."); kOther: what it is
+  // kText; for an integer of more than 64 bits its hex digits ("0x..."); kOther: what it is.
+  std::string text{};
   std::vector<PthScalar> first{};  // kList: the first few
 };
 

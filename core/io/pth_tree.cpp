@@ -148,9 +148,10 @@ class Walk {
     if (p_.kind(id) == Kind::kDict) return false;
     const auto& items = p_.items(id);
     if (items.size() <= kLongList) return false;
-    work(items.size());
-    if (!std::all_of(items.begin(), items.end(), [&](Id item) { return is_plain(p_.kind(item)); }))
-      return false;
+    const auto [known, is_new] = plain_lists_.try_emplace(id, false);
+    if (is_new)
+      known->second = std::all_of(items.begin(), items.end(), [&](Id i) { return is_plain(p_.kind(i)); });
+    if (!known->second) return false;
     uint64_t bytes = kScalarCost + 2 * path_.size();
     for (size_t i = 0; i < kFirst; ++i) bytes += cost(items[i]);
     if (!take(bytes)) {
@@ -169,6 +170,7 @@ class Walk {
     for (size_t hops = 0; p_.kind(id) == Kind::kOpaque; ++hops) {
       const Id* contents = p_.contents(id);
       if (contents == nullptr || hops == kMaxDepth) return;
+      work(8);
       id = *contents;
     }
     if (is_plain(p_.kind(id))) return add_scalar(id);
@@ -186,6 +188,7 @@ class Walk {
   std::vector<Frame> stack_;
   std::set<Id> active_;  // the containers on the stack
   std::string path_;
+  std::map<Id, bool> plain_lists_;      // whether a long list is all plain values
   std::map<std::string, int> repeats_;  // of paths that read alike: how many so far
   uint64_t steps_ = 0, taken_ = 0;
 };

@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "core/base/list_names.h"
+#include "core/base/text.h"
 
 namespace adanat {
 
@@ -21,18 +22,28 @@ TensorMap module_state(const torch::nn::Module& module) {
 
 namespace {
 
-// Both maps' keys are names; shape_of takes a value of either.
-template <class Found, class Expected, class ShapeOf>
-void check_names_and_shapes(const Found& found, const Expected& expected, const std::string& where,
-                            ShapeOf shape_of) {
+// Both maps' keys are names.
+template <class Found, class Expected>
+void compare_names(const Found& found, const Expected& expected, const std::string& where) {
   std::vector<std::string> missing, extra;
   for (const auto& [name, value] : expected)
     if (!found.contains(name)) missing.push_back(name);
   for (const auto& [name, value] : found)
-    if (!expected.contains(name)) extra.push_back(name);
-  if (!missing.empty()) throw InputError(cat(where, ": lacks the tensors ", list_names(missing)));
+    if (!expected.contains(name)) extra.push_back(printable(name));
+  if (missing.empty() && extra.empty()) return;
+  std::string what;
+  if (!missing.empty()) what = "lacks " + list_names(missing);
   if (!extra.empty())
-    throw InputError(cat(where, ": holds tensors that the model does not have: ", list_names(extra)));
+    what += cat(what.empty() ? "" : "; ", "holds ", list_names(extra), ", which the model does not have");
+  throw InputError(cat(where, ": ", what, missing.empty() ? ";" : kWhyMissing,
+                       " `adanat info` lists what is in the file"));
+}
+
+// shape_of takes a value of either.
+template <class Found, class Expected, class ShapeOf>
+void check_names_and_shapes(const Found& found, const Expected& expected, const std::string& where,
+                            ShapeOf shape_of) {
+  compare_names(found, expected, where);
   for (const auto& [name, value] : expected) {
     const at::IntArrayRef is = shape_of(found.at(name)), wanted = shape_of(value);
     if (is != wanted)
@@ -41,6 +52,10 @@ void check_names_and_shapes(const Found& found, const Expected& expected, const 
 }
 
 }  // namespace
+
+void check_names(const std::string& where, const ShapeMap& found, const ShapeMap& expected) {
+  compare_names(found, expected, where);
+}
 
 int64_t count_layers(const ShapeMap& found, const std::string& prefix, int64_t tensors) {
   constexpr int64_t kMaxLayers = 512;  // more than any model here may have

@@ -16,6 +16,12 @@ TensorMap module_state(const torch::nn::Module& module);
 // Names and sizes of a module's state: what its config fixes before the module exists.
 using ShapeMap = std::map<std::string, std::vector<int64_t>>;
 
+// InputError naming everything that is missing and everything that is left over; sizes do not matter.
+void check_names(const std::string& where, const ShapeMap& found, const ShapeMap& expected);
+
+// What may have become of a file that lacks tensors, for the end of a message.
+inline constexpr const char* kWhyMissing = "; is it the file of another part, or a damaged download?";
+
 // How many layers `prefix` + 0, 1, 2, ... there should be, by the highest number: those below it may be
 // missing. A layer has `tensors` tensors; what holds less than half as many is a leftover and does not count,
 // nor does a number over 511.

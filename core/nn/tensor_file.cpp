@@ -34,10 +34,6 @@ at::ScalarType scalar_type_of(DType dtype, const std::string& where) {
       return at::kDouble;
     case DType::kI64:
       return at::kLong;
-    case DType::kF8E4M3:
-      return at::kFloat8_e4m3fn;
-    case DType::kF8E5M2:
-      return at::kFloat8_e5m2;
     default:
       throw InputError(cat(where, ": dtype ", name_of(dtype), " is not supported here"));
   }

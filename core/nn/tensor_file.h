@@ -15,8 +15,8 @@ namespace adanat {
 using TensorMap = std::map<std::string, at::Tensor>;
 using Metadata = std::map<std::string, std::string>;
 
-// c10 type of a file's dtype. Throws InputError for the unsigned types that torch computes nothing with, and
-// for complex numbers.
+// c10 type of a file's dtype. Throws InputError for the unsigned types that torch computes nothing with, for
+// complex numbers and for floats of 8 bits.
 at::ScalarType scalar_type_of(DType dtype, const std::string& where);
 DType dtype_of(at::ScalarType type);
 

@@ -180,22 +180,6 @@ void find_tower(const TensorMap& tensors, Parts& parts) {
   }
 }
 
-// Every name that is missing or left over, in one message. Names follow from the number of layers alone.
-void check_names(const Parts& parts) {
-  const ShapeMap expected = clip_text_shapes(parts.config);
-  std::vector<std::string> missing, extra;
-  for (const auto& [name, shape] : expected)
-    if (!parts.tower.contains(name)) missing.push_back(parts.prefix + name);
-  for (const auto& [name, tensor] : parts.tower)
-    if (!expected.contains(name)) extra.push_back(printable(parts.prefix + name));
-  if (missing.empty() && extra.empty()) return;
-  throw InputError(
-      cat(parts.where, ": ", missing.empty() ? "" : "lacks " + list_names(missing),
-          missing.empty() || extra.empty() ? "" : "; ",
-          extra.empty() ? "" : "holds " + list_names(extra) + ", which a CLIP text encoder does not have",
-          missing.empty() ? "" : "; is it the file of another part, or a damaged download?"));
-}
-
 // What the tensors say, where config.json says the same.
 void read_sizes(const Settings& settings, const std::string& config_file, Parts& parts) {
   ClipTextConfig& c = parts.config;
@@ -208,9 +192,11 @@ void read_sizes(const Settings& settings, const std::string& config_file, Parts&
   };
   constexpr int64_t kTensors = 16;  // of a layer
   ShapeMap found;
-  for (const auto& [name, tensor] : parts.tower) found.emplace(name, tensor.sizes().vec());
-  c.layers = count_layers(found, "encoder.layers.", kTensors);
-  check_names(parts);
+  for (const auto& [name, tensor] : parts.tower) found.emplace(parts.prefix + name, tensor.sizes().vec());
+  c.layers = count_layers(found, parts.prefix + "encoder.layers.", kTensors);
+  ShapeMap expected;
+  for (auto& [name, shape] : clip_text_shapes(c)) expected.emplace(parts.prefix + name, shape);
+  check_names(parts.where, found, expected);
   c.vocabulary = size_of("embeddings.token_embedding.weight", 0);
   c.width = size_of("embeddings.token_embedding.weight", 1);
   c.positions = size_of("embeddings.position_embedding.weight", 0);

@@ -30,7 +30,8 @@ struct Origin {
     recipe.save(state);
     for (auto& [name, tensor] : state) {
       if (tensor.is_cuda()) device = tensor.device();
-      tensor = tensor.detach().clone();
+      // Not on a GPU, whose memory the run may need to the last.
+      tensor = tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
     }
     save_random_state(random);
   }

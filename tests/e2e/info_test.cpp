@@ -82,6 +82,16 @@ TEST(Info, ShowsNoControlCharacters) {
   }
 }
 
+TEST(Info, AKeyMayBeCalledTensors) {
+  const TempDir dir;
+  const float weight[] = {1};
+  write_safetensors(dir / "a.safetensors", {{"w", DType::kF32, {1}, weight, 4}}, {{"tensors", "many"}});
+  const auto run = adanat_run(dir, "info " + (dir / "a.safetensors").string());
+  EXPECT_EQ(run.status, 0) << run.err;
+  EXPECT_NE(run.out.find("  tensors: many\n"), std::string::npos) << run.out;
+  EXPECT_NE(run.out.find("  w F32 [1]\n"), std::string::npos) << run.out;
+}
+
 // A file of names and numbers by the hundred thousand: listed as far as there is memory for, and soon.
 TEST(Info, ManyPlainValues) {
   const TempDir dir;

@@ -9,7 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const adanat::fuzz::MemoryFile bytes(data + 1, size - 1);
   const auto unknown = data[0] & 1 ? adanat::UnknownNames::kList : adanat::UnknownNames::kRefuse;
-  adanat::fuzz::run_within(adanat::fuzz::memory_for(size),
+  // A pickle may be deflated to a thirtieth.
+  adanat::fuzz::run_within(adanat::fuzz::memory_for(33 * size + (1 << 16)),
                            [&] { adanat::PthFile::open(bytes.path(), unknown); });
   return adanat::fuzz::run([&] {
     const auto file = adanat::PthFile::open(bytes.path(), unknown);

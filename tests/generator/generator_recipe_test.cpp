@@ -285,7 +285,7 @@ TEST(GeneratorRecipe, SaysWhatItCannotStartFrom) {
   says([](auto& init, auto&) { init.tokenizer_hash = "fedcba9876543210"; },
        "of the tokenizer fedcba987654, the token file is of 0123456789ab");
   says([](auto& init, auto&) { init.tokenizer_hash = ""; }, "(none in that folder)");
-  says([](auto& init, auto&) { init.weights.erase("norm.bias"); }, "lacks the tensors norm.bias");
+  says([](auto& init, auto&) { init.weights.erase("norm.bias"); }, "lacks norm.bias");
 }
 
 TEST(GeneratorRecipe, RefusesMoreBatchThanData) {

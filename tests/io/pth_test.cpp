@@ -307,6 +307,15 @@ TEST_F(PickleTest, NumpyValuesArePlainData) {
   refused(encoded(std::string(7, '\0') + "\xc3"), {"no latin1"});
   refused(encoded(std::string(8, '\0'), "utf8"), {"unknown encoding"});
   refused(encoded(std::string(7, '\0')), {"too few or too many bytes"});
+  refused(global("numpy.core.multiarray", "scalar") + global("torch", "complex128") + "C\x10" + raw + "\x86R",
+          {"numpy does not have"});
+  // A type that is not read leaves nothing of itself behind.
+  const std::string complex =
+      global("numpy", "dtype") + text("c16") + "\x89\x88\x87R(K\x03" + text("<") + "tb";
+  const PthFile other =
+      open("}" + text("a") + global("numpy.core.multiarray", "scalar") + complex + "C\x10" + raw + "\x86Rs",
+           UnknownNames::kList);
+  EXPECT_TRUE(other.scalars().empty());
   std::string repeated =
       encode + "q\x01" + text(std::string(200, 'x')) + std::string("q\0", 2) + text("latin1") + "q\x02(";
   for (int i = 0; i < 60; ++i) repeated += std::string("h\x01h\0h\x02\x86R", 8);

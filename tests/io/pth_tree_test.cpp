@@ -58,6 +58,19 @@ TEST_F(PthTreeTest, UnknownObjectsShowWhatTheyWereMadeFrom) {
   EXPECT_EQ(called.scalars().at("1").integer, 3);
 }
 
+// class AttributeDict(dict), class Layers(list): what is put into them comes before their state.
+TEST_F(PthTreeTest, UnknownContainersShowTheirItems) {
+  const std::string made = global("my", "Dict") + ")\x81";
+  const PthFile dict = open(made + "(" + text("a") + weight() + text("n") + "K\x02u}" + text("k") + "K\x03sb",
+                            UnknownNames::kList);
+  EXPECT_EQ(names(dict), std::vector<std::string>{"0.a"});
+  EXPECT_EQ(dict.scalars().at("0.n").integer, 2);
+  EXPECT_EQ(dict.scalars().at("1.k").integer, 3);
+  const PthFile list = open(made + weight() + "a(" + weight() + "K\x05" + "e", UnknownNames::kList);
+  EXPECT_EQ(names(list), (std::vector<std::string>{"0", "1"}));
+  EXPECT_EQ(list.scalars().at("2").integer, 5);
+}
+
 TEST_F(PthTreeTest, LongListsAreOneValue) {
   std::string list = "](";
   for (int i = 0; i < 1000; ++i) list += "K\x05";
@@ -73,6 +86,10 @@ TEST_F(PthTreeTest, LongListsAreOneValue) {
   EXPECT_EQ(file.scalars().at("short.1").integer, 2);
   EXPECT_EQ(names(file), std::vector<std::string>{"mixed.1000"});
   EXPECT_EQ(file.scalars().size(), 1u + 2 + 1000);
+  // Under many keys it costs what it shows.
+  std::string shared = "}(" + text("first") + list + "eq\x01";
+  for (int i = 0; i < 200; ++i) shared += number(i) + "h\x01";
+  EXPECT_EQ(open(shared + "u").scalars().size(), 201u);
 }
 
 TEST_F(PthTreeTest, ValuesOfOtherKinds) {
@@ -138,6 +155,11 @@ TEST_F(PthTreeTest, SharedObjectsAreBounded) {
   std::string tensors = "](" + weight() + "q\x01";
   for (int i = 0; i < 8000; ++i) tensors += "h\x01";
   refused(tensors + "e", {"the same tensors", "again and again"});
+  // Unknown objects made from one another, named again and again: what lies behind each is walked through.
+  std::string chain = global("my", "Object") + "q\x01N\x85R";
+  for (int i = 0; i < 400; ++i) chain = "h\x01" + chain + "\x85R";
+  chain = global("my", "Object") + "q\x01" + "0](" + chain + std::string(60000, '2') + "e";
+  testing::expect_input_error([&] { open(chain, UnknownNames::kList); }, {"a.pth", "again and again"});
   // Of plain values as many are kept as there is memory for.
   std::string values = "}(" + text(std::string(200, 'x')) + "q\x01N";
   for (int i = 0; i < 20000; ++i) values += "h\x01N";

@@ -13,6 +13,8 @@
 namespace adanat {
 namespace {
 
+const std::string kHint = std::string(kWhyMissing) + " `adanat info` lists what is in the file";
+
 TEST(TensorFile, RoundTripsEveryType) {
   const testing::TempDir dir;
   TensorMap in;
@@ -47,9 +49,9 @@ TEST(ModuleState, LoadsStrictly) {
     }
     return "";
   };
-  EXPECT_EQ(message({{"weight", at::zeros({2, 3})}}), "f: lacks the tensors bias");
+  EXPECT_EQ(message({{"weight", at::zeros({2, 3})}}), "f: lacks bias" + kHint);
   EXPECT_EQ(message({{"weight", at::zeros({2, 3})}, {"bias", at::zeros({2})}, {"x", at::zeros({1})}}),
-            "f: holds tensors that the model does not have: x");
+            "f: holds x, which the model does not have; `adanat info` lists what is in the file");
   EXPECT_EQ(message({{"weight", at::zeros({3, 2})}, {"bias", at::zeros({2})}}),
             "f: weight has shape [3, 2], the model's config wants [2, 3]");
   EXPECT_TRUE(at::equal(layer->weight, at::ones({2, 3})));  // nothing was copied by the failed loads
@@ -88,11 +90,11 @@ TEST(ModuleState, ChecksAHeaderWithoutTheModule) {
   EXPECT_EQ(message_of([&] {
               check_shapes(file, {{"a", {2, 3}}});
             }),
-            where + ": holds tensors that the model does not have: b");
+            where + ": holds b, which the model does not have; `adanat info` lists what is in the file");
   EXPECT_EQ(message_of([&] {
               check_shapes(file, {{"a", {2, 3}}, {"b", {4}}, {"c", {1}}});
             }),
-            where + ": lacks the tensors c");
+            where + ": lacks c" + kHint);
 }
 
 TEST(ModuleState, FindsWhatIsNotFinite) {

@@ -200,6 +200,12 @@ TEST_F(Convert, NamesAllThatATokenizerLacks) {
     short_of.erase(cat("encoder.down.", level, ".block.0.conv1.weight"));
   write_pth(o.tokenizer, PthValue::dict(short_of));
   expect_error(o, {"vq.ckpt: lacks encoder.down.{0-2}.block.0.conv1.weight; is it the file of another part"});
+  TensorMap stray = weights;
+  for (const char* part : {"conv1", "conv2", "norm1"})
+    stray[cat("encoder.down.63.block.63.", part, ".weight")] = at::zeros({1});
+  write_pth(o.tokenizer, PthValue::dict(stray));
+  expect_error(o, {"holds encoder.down.63.block.63.conv1.weight, encoder.down.63.block.63.conv2.weight",
+                   "which the model does not have"});
 }
 
 TEST_F(Convert, AFileInAFoldersPlaceIsToBeConvertedFirst) {

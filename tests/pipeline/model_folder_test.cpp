@@ -206,7 +206,7 @@ TEST(Pipeline, RefusesAHugeConfigAtOnce) {
       j[part]["channels"] = 4096, j[part]["residual_blocks"] = 64;
     write_file_atomic(config, j.dump());
     const std::string error = opening_error(dir / "m");
-    EXPECT_NE(error.find(std::string(part) + ".safetensors: lacks the tensors "), std::string::npos) << error;
+    EXPECT_NE(error.find(std::string(part) + ".safetensors: lacks "), std::string::npos) << error;
     j = read_json_file(config);
     if (part == std::string("generator"))
       j[part]["depth"] = 2;

@@ -176,7 +176,7 @@ TEST(ClipText, NamesWhatDoesNotFit) {
               }),
               "lacks " + fc2 +
                   ", text_model.final_layer_norm.bias; holds "
-                  "text_model.encoder.layers.3.mlp.fc3.weight, which a CLIP text encoder does not have");
+                  "text_model.encoder.layers.3.mlp.fc3.weight, which the model does not have");
   EXPECT_SAYS(with([&](TensorMap& w) {
                 const std::string last = "text_model.encoder.layers.2.";
                 for (const auto& [name, tensor] : weights)
@@ -190,7 +190,7 @@ TEST(ClipText, NamesWhatDoesNotFit) {
               }),
               "lacks " + fc2 +
                   ", text_model.final_layer_norm.bias; holds "
-                  "text_model.encoder.layers.0.mlp.fc3.weight, which a CLIP text encoder does not have");
+                  "text_model.encoder.layers.0.mlp.fc3.weight, which the model does not have");
   EXPECT_SAYS(with([&](TensorMap& w) {
                 w["text_projection.weight"] = at::zeros({40, 47});
               }),
