@@ -11,7 +11,6 @@
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/device.h"
-#include "policy/policy_schedule.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
@@ -87,13 +86,6 @@ void check_options(const GenerateOptions& o) {
   }
 }
 
-// A policy that is one table for all images says of it what --schedule would.
-void note_small_guidance_of(const Schedule& schedule) {
-  const auto* policy = dynamic_cast<const PolicySchedule*>(&schedule);
-  if (policy != nullptr && policy->settings().network.shared())
-    note_small_guidance(policy->name(), policy->table());
-}
-
 // --json: what was made, and how long it took.
 void print_summary(const Making& making, const OutputNames& names, int64_t done, const Json& seconds) {
   const GenerateOptions& o = making.options;
@@ -129,7 +121,6 @@ void run_generate(const GenerateOptions& o, GenerateJob& job) {
   const TableOptions table = o.table.over(config.sampling.table);
   const auto schedule = pipeline.schedule(o.schedule, o.steps, table, o.policy);
   o.table.refuse_for(*schedule);
-  note_small_guidance_of(*schedule);
   for (const int64_t cells : {names.rows(), names.columns()})
     if (cells * (config.image_size + 2) > kMaxImageSide)
       throw InputError(cat("--output ", o.output, ": one grid of ", names.rows(), "x", names.columns(),

@@ -109,7 +109,7 @@ Json describe_pth(const fs::path& path, bool verify) {
     Json& plain = j["plain"] = Json::object();
     for (const auto& [name, value] : file.scalars()) append(plain, one_line(name), shown(value));
   }
-  if (file.left_out() > 0) j["plain values left out"] = file.left_out();
+  if (file.left_out() > 0) j["plain_left_out"] = file.left_out();
   j["tensors"] = tensors;
   if (verify) j["verified"] = true;
   return j;
@@ -238,8 +238,8 @@ Json describe_png(const fs::path& path, bool verify) {
   Json j;
   j["kind"] = "image";
   j["width"] = number(0), j["height"] = number(4);
-  if (verify) read_image(path), j["verified"] = true;
-  for (const auto& [key, value] : read_png_text(path)) j["text"][key] = value;
+  if (verify) decode_image(file->bytes(), path.string()), j["verified"] = true;
+  for (const auto& [key, value] : decode_png_text(file->bytes(), path.string())) j["text"][key] = value;
   return j;
 }
 

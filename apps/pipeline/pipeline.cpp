@@ -141,8 +141,11 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
     const GeneratorConfig& g = *config_.generator;
     check_policy(*given, source.string(), steps, g.width, g.grid_height, g.grid_width, g.codes, model_hash());
     given->actor->to(device_);
-    return std::make_unique<PolicySchedule>(given->settings, given->actor, steps, device_, "adaptive",
-                                            given->hash);
+    auto made = std::make_unique<PolicySchedule>(given->settings, given->actor, steps, device_, "adaptive",
+                                                 given->hash);
+    // One table for all images: of it is said what of any table is.
+    if (made->settings().network.shared()) note_small_guidance(made->name(), made->table());
+    return made;
   }
   return make_schedule(name, steps, options, config_.generator->grid_height, config_.generator->grid_width);
 }

@@ -180,8 +180,8 @@ class ClassifierRecipe : public Recipe {
       const Batch batch = loader_->batch(at_batch);
       const at::Tensor labels = sent_to(context_.device, batch.labels);
       const at::Tensor images =
-          augment(sent_to(context_.device, batch.images).to(at::kFloat) / 255, config_.augmentation, context_.seed,
-                  at_batch, context_.rank * config_.batch_size);
+          augment(sent_to(context_.device, batch.images).to(at::kFloat) / 255, config_.augmentation,
+                  context_.seed, at_batch, context_.rank * config_.batch_size);
       const at::Tensor logits = class_logits(images);
       const at::Tensor loss = at::cross_entropy_loss(logits, labels, /*weight=*/{}, at::Reduction::Mean,
                                                      /*ignore_index=*/-100, config_.label_smoothing) /
