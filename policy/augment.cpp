@@ -9,6 +9,8 @@
 
 #include <cmath>
 
+#include "core/nn/device.h"
+
 namespace adanat {
 
 void DiffAugmentConfig::validate() const {
@@ -18,9 +20,11 @@ void DiffAugmentConfig::validate() const {
 
 at::Tensor diff_augment(const at::Tensor& images, const DiffAugmentConfig& config, at::Generator& generator) {
   const int64_t b = images.size(0), height = images.size(2), width = images.size(3);
-  const auto uniform = [&] { return at::rand({b, 1, 1, 1}, generator, at::kFloat).to(images.options()); };
+  const auto uniform = [&] {
+    return sent_to(images.device(), at::rand({b, 1, 1, 1}, generator, at::kFloat)).to(images.options());
+  };
   const auto integer = [&](int64_t low, int64_t high) {  // high is included
-    return at::randint(low, high + 1, {b, 1, 1}, generator, at::kLong).to(images.device());
+    return sent_to(images.device(), at::randint(low, high + 1, {b, 1, 1}, generator, at::kLong));
   };
   at::Tensor x = images;
   if (config.colour) {

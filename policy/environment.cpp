@@ -73,7 +73,8 @@ at::Tensor PolicyEnvironment::in_turn(const at::Tensor& index, int64_t count, in
 }
 
 at::Tensor PolicyEnvironment::classes_of(const Batch& batch) const {
-  return takes_texts() ? labels_.index_select(0, batch.indices.to(device())) : batch.labels.to(device());
+  return takes_texts() ? labels_.index_select(0, sent_to(device(), batch.indices))
+                       : sent_to(device(), batch.labels);
 }
 
 at::Tensor PolicyEnvironment::reward_condition(const at::Tensor& classes) const {

@@ -38,6 +38,7 @@ struct PolicyParts {
   std::function<Image(const at::Tensor& images)> grid;  // (B, 3, S, S) u8 -> one picture; may be empty
   std::filesystem::path
       diagnostics;  // folder for the state of a run that met a value that is not finite; "" = nowhere
+  bool checks_at_once = true;  // of DeferredChecks; false: on the CPU as on a GPU, for tests
 };
 
 struct EnvironmentOptions {

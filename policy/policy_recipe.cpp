@@ -21,11 +21,13 @@
 #include "core/base/log.h"
 #include "core/data/loader.h"
 #include "core/io/atomic_file.h"
+#include "core/nn/deferred_checks.h"
 #include "core/nn/module_state.h"
 #include "core/train/first_difference.h"
 #include "kernels/philox.h"
 #include "policy/collapse_watch.h"
 #include "policy/policy_views.h"
+#include "policy/report_values.h"
 #include "policy/rollout.h"
 #include "policy/schedule_plot.h"
 
@@ -112,31 +114,6 @@ PolicySettings policy_settings(const PolicyTrainConfig& config, const GeneratorC
 }
 
 namespace {
-
-// Named 0-d values that go to the host together, once per update.
-class ReportValues {
- public:
-  void add(const std::string& name, const at::Tensor& value) {
-    names_.push_back(name);
-    values_.push_back(value.detach().to(at::kDouble).reshape({}));
-  }
-  void add(const std::string& name, double value) { host_.emplace_back(name, value); }
-  // All of them on the CPU, in the order added (device values first).
-  std::vector<std::pair<std::string, double>> take() const {
-    std::vector<std::pair<std::string, double>> out;
-    if (!values_.empty()) {
-      const at::Tensor all = at::stack(values_).cpu();
-      for (size_t i = 0; i < names_.size(); ++i) out.emplace_back(names_[i], all.const_data_ptr<double>()[i]);
-    }
-    out.insert(out.end(), host_.begin(), host_.end());
-    return out;
-  }
-
- private:
-  std::vector<std::string> names_;
-  std::vector<at::Tensor> values_;
-  std::vector<std::pair<std::string, double>> host_;
-};
 
 // The settings without what their other values leave unread, and without the generator.
 PolicySettings settings_in_force(PolicySettings settings) {
@@ -340,6 +317,11 @@ class PolicyRecipe : public Recipe {
            kernels::bounded(words.x, uint32_t(settings_.max_steps - settings_.min_steps + 1));
   }
 
+  // The policy that explores, as its weights are when a rollout begins: made once, since that asks a GPU.
+  const PolicySchedule& policy_for(int64_t steps) {
+    return policies_.try_emplace(steps, settings_, net_->actor, steps, context_.device).first->second;
+  }
+
   // Samples begin, begin+1, ... of an update: every draw is a function of the run's seed, the update and the
   // number.
   struct Draws {
@@ -370,7 +352,7 @@ class PolicyRecipe : public Recipe {
   };
   // Rolls samples [begin, begin + count) of an update out, in parts.
   Made roll_out(const PolicySchedule& policy, int64_t update, int64_t begin, int64_t count,
-                StateBuffer* states) {
+                StateBuffer* states, DeferredChecks& checks) {
     std::vector<at::Tensor> tokens, classes, raw, log_prob, means;
     const bool round = memory_ == StateMemory::kFeatures || memory_ == StateMemory::kRecompute;
     for (int64_t done = 0; done < count; done += config_.rollout_batch) {
@@ -384,7 +366,10 @@ class PolicyRecipe : public Recipe {
         states->expect(done, start.condition);
         observers.push_back(states);
       }
-      tokens.push_back(sample(env_.generator(), start, schedule, observers));
+      tokens.push_back(sampling_loop(env_.generator(), start, schedule, schedule.priority(), observers));
+      check_drawn(tokens.back(), env_.generator().mask_id(), checks);
+      // What was not drawn must not reach tables of codes before somebody hears of it.
+      tokens.back() = tokens.back().clamp_max(env_.generator().mask_id() - 1);
       classes.push_back(d.classes);
       const Decisions decided = schedule.decisions();
       raw.push_back(decided.raw), log_prob.push_back(decided.log_prob), means.push_back(decided.mean_actions);
@@ -393,35 +378,47 @@ class PolicyRecipe : public Recipe {
   }
 
   StepReport run_update(int64_t update) {
+    DeferredChecks checks(env_.parts().checks_at_once);
+    try {
+      return run_update(update, checks);
+    } catch (...) {
+      checks.settle();  // what was noted before came first, and may be why
+      throw;
+    }
+  }
+
+  // Asks a GPU once, when the report is taken. Texts and the frechet reward ask for what the host keeps.
+  StepReport run_update(int64_t update, DeferredChecks& checks) {
     env_.show_real_images(*reward_);
     const int64_t steps = steps_of(update), count = config_.trajectories;
     const bool learns = updates_learned(update) >= 0;
     ReportValues values;
     at::Tensor images, classes, mean_actions;
     {
-      const PolicySchedule policy(settings_, net_->actor, steps, context_.device);
+      const PolicySchedule& policy = policy_for(steps);
       std::optional<StateBuffer> states;
       if (learns) states.emplace(memory_, env_.generator(), count, steps, context_.device);
       const double began = monotonic_seconds();
-      const Made made = roll_out(policy, update, 0, count, states ? &*states : nullptr);
+      const Made made = roll_out(policy, update, 0, count, states ? &*states : nullptr, checks);
       images = env_.decode(made.tokens);
-      // On a GPU without the last decoding, which is only queued.
-      values.add("rollout_images_per_second", double(count) / (monotonic_seconds() - began));
+      // A GPU has only been told what to do by then.
+      if (images.is_cpu())
+        values.add("rollout_images_per_second", double(count) / (monotonic_seconds() - began));
       classes = made.classes;
       mean_actions = made.decisions.mean_actions;
-      const at::Tensor rewards = reward_->score(images, env_.reward_condition(classes));
-      // Found out before anything learns from it. On a GPU the reward's own check has waited for it already.
-      if (rewards.is_cpu() && !rewards.isfinite().all().item<bool>())
-        throw RunError(
-            cat("reward ", reward_->name(), " is not finite; look at its networks and at the images"));
+      const at::Tensor rewards = reward_->score(images, env_.reward_condition(classes), checks);
+      // Nothing learns from it: no step is taken from a gradient that is not finite.
+      checks.expect(rewards.isfinite().all(), [name = reward_->name()](int64_t) {
+        return cat("reward ", name, " is not finite; look at its networks and at the images");
+      });
       values.add("reward", rewards.mean());
       watch_codes(made.tokens, values);
 
       values.add("reward_spread", rewards.to(at::kFloat).std(/*unbiased=*/true));
-      if (states) learn(made.decisions, rewards, *states, steps, values);
+      if (states) learn(made.decisions, rewards, *states, steps, values, checks);
     }
     if (update % kClassCheckEvery == 0) watch_classes(images, values);
-    if (loader_) train_reward(update, steps, images, classes, values);
+    if (loader_) train_reward(update, steps, images, classes, values, checks);
     report_actions(mean_actions, values);
     at::Tensor weights = at::zeros({}, env_.long_options().dtype(at::kFloat));
     for (const auto& [name, parameter] : optimizer_->parameters())
@@ -434,7 +431,7 @@ class PolicyRecipe : public Recipe {
     StepReport report;
     report.images = count;
     std::map<std::string, double> host;
-    for (const auto& [name, value] : values.take()) {
+    for (const auto& [name, value] : values.take(checks)) {
       if (!std::isfinite(value))
         throw RunError(cat(name, " is not finite; start again with a lower ppo.learning_rate"));
       host[name] = value;
@@ -453,7 +450,7 @@ class PolicyRecipe : public Recipe {
 
   // The policy's own steps. rewards (B) of the samples that `made` and `states` are of.
   void learn(const Decisions& made, const at::Tensor& rewards, const StateBuffer& states, int64_t steps,
-             ReportValues& values) {
+             ReportValues& values, DeferredChecks& checks) {
     PpoBatch batch;
     batch.steps = steps;
     batch.step = at::arange(steps, env_.long_options()).repeat_interleave(rewards.size(0));
@@ -462,7 +459,7 @@ class PolicyRecipe : public Recipe {
     batch.returns = rewards.to(at::kFloat).repeat({steps});
     batch.std = std_;
     batch.inputs = [&](int64_t begin, int64_t rows) { return states.inputs(begin, rows); };
-    const PpoReport ppo = ppo_update(*net_, *optimizer_, batch, config_.ppo);
+    const PpoReport ppo = ppo_update(*net_, *optimizer_, batch, config_.ppo, checks);
     values.add("approx_kl", ppo.approx_kl);
     values.add("clip_share", ppo.clip_share);
     values.add("value_error", ppo.value_error);
@@ -474,12 +471,12 @@ class PolicyRecipe : public Recipe {
 
   // The reward's own steps: generated images of the policy as it is now, with exploration, against real ones.
   void train_reward(int64_t update, int64_t steps, const at::Tensor& images, const at::Tensor& classes,
-                    ReportValues& values) {
+                    ReportValues& values, DeferredChecks& checks) {
     const int64_t size = config_.discriminator_batch, rounds = config_.discriminator_steps;
     at::Tensor fakes = images, fake_classes = classes;
     if (config_.fakes == "fresh") {
-      const PolicySchedule policy(settings_, net_->actor, steps, context_.device);
-      const Made made = roll_out(policy, update, config_.trajectories, rounds * size, nullptr);
+      const PolicySchedule& policy = policy_for(steps);
+      const Made made = roll_out(policy, update, config_.trajectories, rounds * size, nullptr, checks);
       fakes = env_.decode(made.tokens), fake_classes = made.classes;
     }
     std::vector<std::pair<std::string, at::Tensor>> sums;
@@ -497,7 +494,7 @@ class PolicyRecipe : public Recipe {
       const at::Tensor rows = (env_.arange(k * size, size)).remainder(fakes.size(0));
       const RewardReport r = reward_->train_step(
           env_.real_images(batch.images), env_.reward_condition(env_.classes_of(batch)),
-          fakes.index_select(0, rows), env_.reward_condition(fake_classes.index_select(0, rows)));
+          fakes.index_select(0, rows), env_.reward_condition(fake_classes.index_select(0, rows)), checks);
       add("discriminator_loss", r.loss);
       add("accuracy_real", r.accuracy_real);
       add("accuracy_fake", r.accuracy_fake);
@@ -565,6 +562,7 @@ class PolicyRecipe : public Recipe {
   PolicyEnvironment env_;
   PolicySettings settings_;
   ActorCritic net_{nullptr};
+  std::map<int64_t, PolicySchedule> policies_;  // by their steps
   std::optional<PolicyViews> views_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Reward> reward_;

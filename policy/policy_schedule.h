@@ -68,7 +68,9 @@ class PolicyState : public ScheduleState {
   at::Tensor tokens;    // (B, N) i64 before this step, where the policy reads tokens
 };
 
-// Const and shareable. Actions are the mean of the policy: no exploration here (rollout.h has that).
+// Const and shareable. Actions are the mean of the policy: no exploration here (rollout.h has that). They
+// follow the actor's weights as they are at begin(); known_guidance(), and a shared schedule's next(), as
+// they were when this was made.
 class PolicySchedule : public Schedule {
  public:
   // `name` is what reports say ("adaptive"), `hash` the SHA-256 of the policy's file, "" where there is none.

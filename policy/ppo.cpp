@@ -52,10 +52,10 @@ at::Tensor normalise_returns(const at::Tensor& returns) {
 
 namespace {
 
-// Throws where a step would write values that are not finite into the weights or Adam's moments. Squares,
-// since those are what the second moment keeps.
-void check_finite(Optimizer& optimizer, int64_t epoch, const at::Tensor& surrogate,
-                  const at::Tensor& value_error) {
+// One step, unless it would write values that are not finite into the weights or Adam's moments, or anything
+// failed before. Of the gradients the squares are looked at, since those are what the second moment keeps.
+void careful_step(Optimizer& optimizer, double learning_rate, int64_t epoch, const at::Tensor& surrogate,
+                  const at::Tensor& value_error, DeferredChecks& checks) {
   std::vector<std::string> names = {"surrogate", "value_error"};
   std::vector<at::Tensor> sums = {surrogate, value_error};
   for (const auto& [name, parameter] : optimizer.parameters()) {
@@ -63,19 +63,19 @@ void check_finite(Optimizer& optimizer, int64_t epoch, const at::Tensor& surroga
     names.push_back("gradient of " + name);
     sums.push_back(parameter.grad().square().sum());
   }
-  const at::Tensor all = at::stack(sums);
-  if (all.isfinite().all().item<bool>()) return;
-  const at::Tensor bad = all.isfinite().logical_not().cpu();
-  const size_t first = size_t(bad.to(at::kByte).argmax().item<int64_t>());
-  optimizer.zero_grad();
-  throw RunError(cat("the policy's ", names[first], " is not finite before step ", epoch + 1,
-                     " of this update, which was not taken; start again with a lower ppo.learning_rate"));
+  const at::Tensor fine = at::stack(sums).isfinite();
+  optimizer.step(learning_rate, checks.failed_with(fine));
+  checks.expect(fine, [names = std::move(names), epoch](int64_t first) {
+    return cat("the policy's ", names[size_t(first)], " is not finite before step ", epoch + 1,
+               " of this update, which was not taken; start again with a lower ppo.learning_rate");
+  });
 }
 
 }  // namespace
 
 PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch,
-                     const PpoConfig& config, const std::function<void(int64_t, const PpoEpoch&)>& observe) {
+                     const PpoConfig& config, DeferredChecks& checks,
+                     const std::function<void(int64_t, const PpoEpoch&)>& observe) {
   const int64_t rows = batch.raw.size(0);
   const int64_t part = config.minibatch > 0 ? std::min(config.minibatch, rows) : rows;
   const double share = 1 / double(rows);
@@ -122,7 +122,7 @@ PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBa
       advantage = returns - at::cat(old_values);
       report.advantage_std = advantage.std(true);
       report.value_error = value_sum;
-      report.first_ratio_error = (ratio - 1).abs().max();
+      report.first_ratio_error = (ratio - 1).abs().amax();
     }
     if (epoch + 1 == config.epochs) {
       report.surrogate = surrogate_sum;
@@ -131,8 +131,7 @@ PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBa
       report.approx_kl = (ratio - 1 - (log_prob - batch.log_prob)).mean();
     }
     if (observe) observe(epoch, {loss, at::cat(means), log_prob, at::cat(values), ratio});
-    check_finite(optimizer, epoch, surrogate_sum, value_sum);
-    optimizer.step(config.learning_rate);
+    careful_step(optimizer, config.learning_rate, epoch, surrogate_sum, value_sum, checks);
   }
   return report;
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/base/config.h"
+#include "core/nn/deferred_checks.h"
 #include "core/train/optimizer.h"
 #include "policy/network.h"
 
@@ -101,10 +102,10 @@ at::Tensor normalise_returns(const at::Tensor& returns);
 // `epochs` full-batch steps of -min(ratio A, clip(ratio) A) + value_weight MSE(V, R) - entropy_weight H,
 // every mean over all R rows; A = normalised return - value before the update. `observe` is called before
 // each step, with the gradients in place. The optimizer holds the parameters of `network`.
-// RunError naming the step and the tensor before a step whose loss or gradient is not finite: the weights are
-// then those of the step before. (One number is read back per step for that; scoring has waited already.)
+// A step whose loss or gradient is not finite is noted in `checks`, with the name of the tensor, and not
+// taken; nor is any after a failure noted there. Nothing is read back from a GPU.
 PpoReport ppo_update(ActorCriticImpl& network, Optimizer& optimizer, const PpoBatch& batch,
-                     const PpoConfig& config,
+                     const PpoConfig& config, DeferredChecks& checks,
                      const std::function<void(int64_t epoch, const PpoEpoch&)>& observe = {});
 
 // Plain Adam as the reference has it.

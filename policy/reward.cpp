@@ -20,8 +20,24 @@ namespace adanat {
 
 Reward::~Reward() = default;
 
-RewardReport Reward::train_step(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&) {
+at::Tensor Reward::score(const at::Tensor& images, const at::Tensor& conditions) {
+  DeferredChecks checks;
+  const at::Tensor scores = score(images, conditions, checks);
+  checks.settle();
+  return scores;
+}
+
+RewardReport Reward::train_step(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                DeferredChecks&) {
   throw RunError(cat("reward ", name(), ": has nothing to train"));
+}
+
+RewardReport Reward::train_step(const at::Tensor& real_images, const at::Tensor& real_conditions,
+                                const at::Tensor& fake_images, const at::Tensor& fake_conditions) {
+  DeferredChecks checks;
+  RewardReport report = train_step(real_images, real_conditions, fake_images, fake_conditions, checks);
+  checks.settle();
+  return report;
 }
 
 void Reward::observe_real(const at::Tensor&) {}
@@ -81,18 +97,19 @@ void check_reward_batch(const std::string& name, const RewardContext& context, c
   if (conditions.dim() != 1 || conditions.size(0) != b || conditions.scalar_type() != at::kLong)
     throw InputError(cat("reward ", name, ": conditions must be int64 of shape (", b, "), got ",
                          conditions.scalar_type(), " ", conditions.sizes()));
+  if (!conditions.is_cpu()) return;
   const auto [smallest, largest] = at::aminmax(conditions);
-  const at::Tensor range = at::stack({smallest, largest}).cpu();
-  const int64_t least = range[0].item<int64_t>(), most = range[1].item<int64_t>();
+  const int64_t least = smallest.item<int64_t>(), most = largest.item<int64_t>();
   if (least < 0 || most >= context.classes)
     throw InputError(cat("reward ", name, ": conditions must be classes in [0, ", context.classes, "), got ",
                          least < 0 ? least : most));
 }
 
-at::Tensor checked_scores(const std::string& name, const at::Tensor& scores) {
-  if (!at::isfinite(scores).all().item<bool>())
-    throw RunError(cat("reward ", name, ": a score is not finite; start again with a lower ",
-                       "reward.discriminator.learning_rate"));
+at::Tensor checked_scores(const std::string& name, const at::Tensor& scores, DeferredChecks& checks) {
+  checks.expect(at::isfinite(scores).all(), [name](int64_t) {
+    return cat("reward ", name, ": a score is not finite; start again with a lower ",
+               "reward.discriminator.learning_rate");
+  });
   return scores;
 }
 
@@ -172,10 +189,10 @@ class SumReward : public Reward {
   }
   std::string name() const override { return "sum"; }
 
-  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions, DeferredChecks& checks) override {
     at::Tensor sum;
     for (size_t i = 0; i < parts_.size(); ++i) {
-      at::Tensor value = parts_[i]->score(images, conditions);
+      at::Tensor value = parts_[i]->score(images, conditions, checks);
       if (normalise_) {
         value = value - value.mean();
         value = value / (value.square().mean().sqrt() + 1e-8);
@@ -190,13 +207,14 @@ class SumReward : public Reward {
   }
 
   RewardReport train_step(const at::Tensor& real_images, const at::Tensor& real_conditions,
-                          const at::Tensor& fake_images, const at::Tensor& fake_conditions) override {
+                          const at::Tensor& fake_images, const at::Tensor& fake_conditions,
+                          DeferredChecks& checks) override {
     RewardReport out;
     std::vector<at::Tensor> losses, real, fake;
     for (const auto& part : parts_) {
       if (!part->trains()) continue;
       const RewardReport report =
-          part->train_step(real_images, real_conditions, fake_images, fake_conditions);
+          part->train_step(real_images, real_conditions, fake_images, fake_conditions, checks);
       losses.push_back(report.loss);
       real.push_back(report.accuracy_real);
       fake.push_back(report.accuracy_fake);
@@ -206,7 +224,8 @@ class SumReward : public Reward {
       out.values.emplace_back(base + "accuracy_fake", report.accuracy_fake);
       for (const auto& [name, value] : report.values) out.values.emplace_back(base + name, value);
     }
-    if (losses.empty()) return Reward::train_step(real_images, real_conditions, fake_images, fake_conditions);
+    if (losses.empty())
+      return Reward::train_step(real_images, real_conditions, fake_images, fake_conditions, checks);
     out.loss = at::stack(losses).sum();
     out.accuracy_real = at::stack(real).mean();
     out.accuracy_fake = at::stack(fake).mean();

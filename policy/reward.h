@@ -12,6 +12,7 @@
 
 #include "core/base/config.h"
 #include "core/features/feature_net.h"
+#include "core/nn/deferred_checks.h"
 #include "core/nn/tensor_file.h"
 #include "policy/augment.h"
 
@@ -29,23 +30,33 @@ struct RewardReport {
 //
 // images      (B, 3, H, W) float in [0, 1], B >= 1, H = W = the context's image_size
 // conditions  (B) int64 in [0, classes), or (B, text_width) float where the context has a text_width
-// Both on the context's device. InputError for other shapes, dtypes or sizes.
+// Both on the context's device. InputError for other shapes, dtypes or sizes, on the CPU also for other
+// values (a GPU is not asked for them: there a class out of range ends in LibTorch's own assertion).
 class Reward {
  public:
   virtual ~Reward();
   virtual std::string name() const = 0;  // "conv", "projected", ..., "sum"
 
   // -> (B) float, larger is better. Evaluation mode, no gradient; no state changes except the draw of a crop
-  // where a ViT sees images larger than its own, and the running statistics of frechet. RunError naming the
-  // reward if a value is not finite.
-  virtual at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) = 0;
+  // where a ViT sees images larger than its own, and the running statistics of frechet. That a value is not
+  // finite is noted in `checks`, with the reward's name. Nothing waits for a GPU, but for frechet, whose
+  // algebra is the host's.
+  virtual at::Tensor score(const at::Tensor& images, const at::Tensor& conditions,
+                           DeferredChecks& checks) = 0;
+  // The same, asking at once: RunError.
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions);
 
   // Whether there is anything to train; train_step may be called only then.
   virtual bool trains() const { return false; }
   // One update by the reward's own optimizer: real images up, fake ones down. The two batches may differ in
-  // size. RunError if the loss or its gradient is not finite (weights and vectors keep their values then).
+  // size. That the loss or its gradient is not finite is noted in `checks`. Weights and vectors keep their
+  // values then, and where anything noted there has failed before.
   virtual RewardReport train_step(const at::Tensor& real_images, const at::Tensor& real_conditions,
-                                  const at::Tensor& fake_images, const at::Tensor& fake_conditions);
+                                  const at::Tensor& fake_images, const at::Tensor& fake_conditions,
+                                  DeferredChecks& checks);
+  // The same, asking at once: RunError.
+  RewardReport train_step(const at::Tensor& real_images, const at::Tensor& real_conditions,
+                          const at::Tensor& fake_images, const at::Tensor& fake_conditions);
 
   // How many real images must pass through observe_real before the first score; 0 = none, and 0 after load.
   virtual int64_t wants_real() const { return 0; }

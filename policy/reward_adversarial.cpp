@@ -10,6 +10,7 @@
 #include <ATen/ops/randint.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -53,7 +54,7 @@ class AdversarialReward : public Reward {
   std::string name() const override { return name_; }
   bool trains() const override { return true; }
 
-  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions, DeferredChecks& checks) override {
     check_reward_batch(name_, context_, images, conditions);
     const at::NoGradGuard no_grad;
     module().eval();
@@ -65,11 +66,12 @@ class AdversarialReward : public Reward {
       const at::Tensor mean = logits(seen, conditions.narrow(0, begin, rows)).mean(1);
       parts.push_back(config_.output == "sigmoid" ? at::sigmoid(mean) : mean);
     }
-    return checked_scores(name_, at::cat(parts));
+    return checked_scores(name_, at::cat(parts), checks);
   }
 
   RewardReport train_step(const at::Tensor& real_images, const at::Tensor& real_conditions,
-                          const at::Tensor& fake_images, const at::Tensor& fake_conditions) override {
+                          const at::Tensor& fake_images, const at::Tensor& fake_conditions,
+                          DeferredChecks& checks) override {
     check_reward_batch(name_, context_, real_images, real_conditions);
     check_reward_batch(name_, context_, fake_images, fake_conditions);
     const at::AutoGradMode with_grad(true);
@@ -86,14 +88,17 @@ class AdversarialReward : public Reward {
     for (const auto& [key, parameter] : optimizer_->parameters())
       if (parameter.grad().defined()) gradients.push_back(parameter.grad());
     const at::Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients)));
-    if (!at::isfinite(loss.detach() + norm).item<bool>()) {
-      optimizer_->zero_grad();
-      for (size_t i = 0; i < buffers.size(); ++i) buffers[i].copy_(before[i]);
-      throw RunError(cat("reward ", name_, ": the loss or its gradient is not finite; go back to an earlier ",
-                         "checkpoint, or lower the reward's learning_rate"));
-    }
-    optimizer_->step(config_.learning_rate);
     const at::NoGradGuard no_grad;
+    const at::Tensor fine = at::isfinite(loss.detach() + norm);
+    const at::Tensor skipped = checks.failed_with(fine);
+    optimizer_->step(config_.learning_rate, skipped);
+    for (size_t i = 0; i < buffers.size(); ++i)
+      buffers[i].copy_(at::where(skipped == 0, buffers[i], before[i]));
+    checks.expect(fine, [name = name_](int64_t) {
+      return cat("reward ", name,
+                 ": the loss or its gradient is not finite; go back to an earlier checkpoint, ",
+                 "or lower the reward's learning_rate");
+    });
     const at::Tensor real_mean = real.detach().mean(1), fake_mean = fake.detach().mean(1);
     RewardReport report;
     report.loss = loss.detach();

@@ -78,11 +78,11 @@ class ConfidenceReward : public Reward {
                            "; use a network trained on the same classes"));
   }
   std::string name() const override { return "confidence"; }
-  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions, DeferredChecks& checks) override {
     check_reward_batch(name(), context_, images, conditions);
     const at::NoGradGuard no_grad;
     const at::Tensor probability = at::softmax(tap_of(*net_, "logits", images, at_once_), 1);
-    return checked_scores(name(), probability.gather(1, conditions.unsqueeze(1)).squeeze(1));
+    return checked_scores(name(), probability.gather(1, conditions.unsqueeze(1)).squeeze(1), checks);
   }
 
  private:
@@ -131,7 +131,7 @@ class FrechetReward : public Reward {
     if (seen_->count() >= wanted_) compare_with(seen_->stats());
   }
 
-  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions, DeferredChecks& checks) override {
     check_reward_batch(name(), context_, images, conditions);
     const int64_t b = images.size(0), least = share_ == "batch" ? 2 : 3;
     if (b < least)
@@ -155,7 +155,7 @@ class FrechetReward : public Reward {
     } else {
       scores = frechet_pseudo_values(features, *real_).to(at::kFloat);
     }
-    return checked_scores(name(), scores.to(images.device()));
+    return checked_scores(name(), scores.to(images.device()), checks);
   }
 
   void save(TensorMap& out, const std::string& prefix) const override {

@@ -12,8 +12,8 @@ namespace adanat {
 // Checks what Reward::score and train_step promise to check; `name` is the reward's.
 void check_reward_batch(const std::string& name, const RewardContext& context, const at::Tensor& images,
                         const at::Tensor& conditions);
-// Returns `scores` or throws RunError.
-at::Tensor checked_scores(const std::string& name, const at::Tensor& scores);
+// Returns `scores`; notes where one is not finite.
+at::Tensor checked_scores(const std::string& name, const at::Tensor& scores, DeferredChecks& checks);
 // The characters of `text` (a file's hash) as a tensor (n) u8, so that a checkpoint can hold them.
 at::Tensor bytes_tensor(const std::string& text);
 

@@ -1,7 +1,9 @@
 #include "core/sampling/sampler.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_unique2.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
@@ -125,6 +127,11 @@ kernels::DecodeStepResult decode_or_explain(const kernels::DecodeStepInput& inpu
 
 }  // namespace
 
+SamplerStart::Classes classes_unasked(const at::Tensor& condition, int64_t classes) {
+  if (classes <= condition.size(0)) return {condition, at::arange(classes, condition.options()), condition};
+  return {condition, condition, at::arange(condition.size(0), condition.options())};
+}
+
 SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
                          const at::Tensor& image_index) {
   const int64_t b = classes.size(0);
@@ -132,14 +139,20 @@ SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& class
   const at::Device device = empty.device();
   const auto options = at::TensorOptions().dtype(at::kLong).device(device);
   const at::Tensor condition = classes.to(device);
-  const auto [distinct, row_of] = distinct_classes(classes);  // where they lie now
+  SamplerStart::Classes known;
+  if (classes.is_cpu()) {
+    const auto [distinct, row_of] = distinct_classes(classes);
+    known = {condition, distinct.to(device), row_of.to(device)};
+  } else {
+    known = classes_unasked(condition, generator.config().classes);
+  }
   return {.tokens = at::full({b, generator.config().tokens()}, generator.mask_id(), options),
           .condition = condition,
           .empty = empty,
           .seed = at::full({b}, seed, options),
           .image_index = image_index.to(device),
           .same_tokens = true,
-          .classes = {condition, distinct.to(device), row_of.to(device)}};
+          .classes = known};
 }
 
 SamplerStart plain_start(const GeneratorImpl& generator, const TextConditions& texts, const at::Tensor& text,
@@ -203,8 +216,14 @@ at::Tensor sampling_loop(GeneratorImpl& generator, const SamplerStart& start, co
   return proposals;
 }
 
+void check_drawn(const at::Tensor& proposals, int64_t mask_id, DeferredChecks& checks) {
+  checks.expect((proposals < mask_id).all(), kBadLogit);
+}
+
 void check_drawn(const at::Tensor& proposals, int64_t mask_id) {
-  if (proposals.numel() > 0 && proposals.max().item<int64_t>() >= mask_id) throw RunError(kBadLogit);
+  DeferredChecks checks;
+  check_drawn(proposals, mask_id, checks);
+  checks.settle();
 }
 
 at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/generator/transformer.h"
+#include "core/nn/deferred_checks.h"
 #include "core/sampling/schedule.h"
 
 namespace adanat {
@@ -25,15 +26,19 @@ struct SamplerStart {
   // classes, and takes texts for distinct.
   struct Classes {
     at::Tensor of;        // the `condition` that this describes
-    at::Tensor distinct;  // (K) i64, ascending; of texts (K, S, C)
+    at::Tensor distinct;  // (K) i64; of texts (K, S, C). One too many only costs a row
     at::Tensor row_of;    // (B) i64: condition[i] = distinct[row_of[i]]
   };
   Classes classes = {};
 };
 
+// Classes for `condition` (B) i64 in [0, classes), without asking the device that it lies on: all there are,
+// or each sample's own, whichever is less.
+SamplerStart::Classes classes_unasked(const at::Tensor& condition, int64_t classes);
+
 // Plain generation: everything hidden. classes (B) i64 in [0, classes), image_index (B) i64; on the CPU or
-// the generator's device, where all of the start lies. Classes that come from the CPU cost a GPU no round
-// trip.
+// the generator's device, where all of the start lies. Neither costs a GPU a round trip. Only on the CPU are
+// the distinct ones found; for classes that lie on a GPU they are classes_unasked.
 SamplerStart plain_start(const GeneratorImpl& generator, const at::Tensor& classes, int64_t seed,
                          const at::Tensor& image_index);
 
@@ -75,10 +80,12 @@ at::Tensor sample(GeneratorImpl& generator, const SamplerStart& start, const Sch
 
 // The two halves of sample(). Off the CPU the loop only asks for work: where the start knows its classes and
 // `priority` (that of the schedule) lies on the device, nothing travels between device and host, and nothing
-// waits. What could not be drawn has the masked id, which check_drawn looks for.
+// waits. What could not be drawn has the masked id, which check_drawn looks for: RunError, where and when
+// `checks` says.
 at::Tensor sampling_loop(GeneratorImpl& generator, const SamplerStart& start, const Schedule& schedule,
                          const std::optional<at::Tensor>& priority,
                          const std::vector<SamplerObserver*>& observers = {});
 void check_drawn(const at::Tensor& proposals, int64_t mask_id);
+void check_drawn(const at::Tensor& proposals, int64_t mask_id, DeferredChecks& checks);
 
 }  // namespace adanat

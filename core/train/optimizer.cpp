@@ -1,5 +1,6 @@
 #include "core/train/optimizer.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_mul.h>
@@ -13,6 +14,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <optional>
 
 namespace adanat {
 
@@ -49,7 +51,7 @@ Optimizer::Optimizer(NamedTensors parameters, OptimizerConfig config)
   }
 }
 
-at::Tensor Optimizer::step(double learning_rate) {
+at::Tensor Optimizer::step(double learning_rate, const at::Tensor& skip) {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> parameters, gradients, exp_avgs, exp_avg_sqs, steps;
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -65,7 +67,11 @@ at::Tensor Optimizer::step(double learning_rate) {
   }
   at::Tensor norm;
   if (parameters.empty()) return norm;
-  at::_foreach_add_(steps, 1);  // the fused update reads the count that includes this update
+  // The fused update reads the count that includes this update.
+  if (skip.defined())
+    at::_foreach_add_(steps, 1 - skip);
+  else
+    at::_foreach_add_(steps, 1);
   if (config_.clip > 0) {
     norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(gradients)));
     const at::Tensor scale = (config_.clip / (norm + 1e-6)).clamp_max(1.0);
@@ -73,8 +79,8 @@ at::Tensor Optimizer::step(double learning_rate) {
   }
   at::_fused_adamw_(parameters, gradients, exp_avgs, exp_avg_sqs, /*max_exp_avg_sqs=*/{}, steps,
                     learning_rate, config_.beta1, config_.beta2, config_.weight_decay, config_.epsilon,
-                    /*amsgrad=*/false,
-                    /*maximize=*/false);
+                    /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/std::nullopt,
+                    /*found_inf=*/skip.defined() ? std::optional(skip) : std::nullopt);
   zero_grad();
   return norm;
 }

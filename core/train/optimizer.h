@@ -59,7 +59,9 @@ class Optimizer {
 
   // Clips (if configured), updates with this learning rate, clears the gradients.
   // Returns the gradient's L2 norm before clipping as a 0-d tensor (undefined where clipping is off).
-  at::Tensor step(double learning_rate);
+  // `skip`, 0-d float on the parameters' device: where it is 1, parameters, moments and counts keep their
+  // values; the host need not know.
+  at::Tensor step(double learning_rate, const at::Tensor& skip = {});
   void zero_grad();
 
   // Moments and update counts under "<prefix><parameter>.{exp_avg,exp_avg_sq,step}".

@@ -45,7 +45,7 @@ class Brightness : public Reward {
  public:
   explicit Brightness(double fails_at = -1) : fails_at_(fails_at) {}
   std::string name() const override { return "brightness"; }
-  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions) override {
+  at::Tensor score(const at::Tensor& images, const at::Tensor& conditions, DeferredChecks&) override {
     EXPECT_EQ(images.size(0), conditions.size(0));
     EXPECT_TRUE((images >= 0).all().item<bool>() && (images <= 1).all().item<bool>());
     last_conditions = conditions.clone();
@@ -57,11 +57,12 @@ class Brightness : public Reward {
   }
   bool trains() const override { return true; }
   RewardReport train_step(const at::Tensor& real, const at::Tensor& labels, const at::Tensor& fake,
-                          const at::Tensor& conditions) override {
+                          const at::Tensor& conditions, DeferredChecks& checks) override {
     EXPECT_EQ(real.size(0), 4);
     EXPECT_EQ(labels.size(0), 4);
     EXPECT_EQ(fake.size(0), conditions.size(0));
-    weight_ += 1;
+    TORCH_CHECK(!breaks, "eigh: did not converge");
+    weight_ += 1 - checks.failed_with(at::ones({}, at::kBool));
     fakes.push_back(fake.sum().item<double>());
     RewardReport out{
         real.mean() - fake.mean(), at::scalar_tensor(0.5), at::scalar_tensor(0.5), {{"margin", real.mean()}}};
@@ -82,6 +83,7 @@ class Brightness : public Reward {
   at::Tensor last_conditions;
   std::vector<double> fakes;
   bool saturated = false;  // report a part that is, beside one that is not
+  bool breaks = false;     // training throws
 
  private:
   at::Tensor weight_ = at::zeros({}, at::kDouble);
@@ -236,9 +238,16 @@ TEST(PolicyRecipe, OnlyTheRewardLearnsDuringTheWarmUp) {
   EXPECT_TRUE(names(make(config)->step(0)).contains("clip_share"));
 }
 
-TEST(PolicyRecipe, ALossThatIsNotFiniteStopsTheRunBeforeTheWeightsChange) {
+// Whether it is heard of at once or, as from a GPU, at the end of the update.
+class NotFinite : public ::testing::TestWithParam<bool> {};
+
+INSTANTIATE_TEST_SUITE_P(PolicyRecipe, NotFinite, ::testing::Values(true, false),
+                         [](const auto& info) { return info.param ? "AtOnce" : "Later"; });
+
+TEST_P(NotFinite, ALossStopsTheRunBeforeTheWeightsChange) {
   const TempDir folder;
   PolicyParts parts = tiny_parts();
+  parts.checks_at_once = GetParam();
   parts.diagnostics = folder / "diagnostics";
   const auto recipe = make(tiny_config(), std::move(parts));
   TensorMap state = state_of(*recipe);
@@ -357,24 +366,45 @@ TEST(PolicyRecipe, ClassesAsOftenAsInTheData) {
   EXPECT_NEAR(counts[0].item<double>(), 40, 15);  // two in three; 4 standard deviations
 }
 
-TEST(PolicyRecipe, WhatIsNotFiniteStopsTheRunAndIsKept) {
+TEST_P(NotFinite, ARewardStopsTheRunAndIsKept) {
   const TempDir folder;
   PolicyParts parts = tiny_parts(nullptr, /*fails_at=*/4);
+  parts.checks_at_once = GetParam();
   parts.diagnostics = folder / "diagnostics";
   const auto recipe = make(tiny_config(), std::move(parts));
   recipe->step(0), recipe->step(1);
+  TensorMap before;
+  for (const auto& [name, tensor] : state_of(*recipe)) before[name] = tensor.clone();
   try {
     recipe->step(2);
     FAIL() << "no error";
   } catch (const RunError& e) {
     const std::string text = e.what();
-    EXPECT_NE(text.find("reward"), std::string::npos) << text;
+    EXPECT_NE(text.find("reward brightness is not finite"), std::string::npos) << text;
     EXPECT_NE(text.find("update 2"), std::string::npos) << text;
     EXPECT_NE(text.find("state saved in"), std::string::npos) << text;
   }
   const TensorMap kept = read_tensors(folder / "diagnostics/update-2.safetensors");
-  EXPECT_TRUE(kept.contains("model.actor.linear3.weight"));
   EXPECT_TRUE(kept.contains("exploration.std"));
+  EXPECT_EQ(kept.at("reward.weight").item<double>(), 4);
+  for (const auto& [name, tensor] : before)
+    if (name != "watch") EXPECT_TRUE(at::equal(kept.at(name), tensor)) << name;
+}
+
+// What was noted before something else broke is told first.
+TEST(PolicyRecipe, TheFirstFailureIsTheOneThatIsTold) {
+  Brightness* reward = nullptr;
+  PolicyParts parts = tiny_parts(&reward, /*fails_at=*/0);
+  parts.checks_at_once = false;
+  const auto recipe = make(tiny_config(), std::move(parts));
+  reward->breaks = true;
+  try {
+    recipe->step(0);
+    FAIL() << "no error";
+  } catch (const RunError& e) {
+    const std::string text = e.what();
+    EXPECT_NE(text.find("reward brightness is not finite"), std::string::npos) << text;
+  }
 }
 
 TEST(PolicyRecipe, WritesAPolicyThatCanBeReadAndStartedFrom) {

@@ -13,6 +13,7 @@
 #include "policy/discriminator_fill.h"
 #include "policy/reward_fixture.h"
 #include "support/golden_noise.h"
+#include "support/meta_device.h"
 #include "support/vit_tensors.h"
 
 namespace adanat {
@@ -310,6 +311,31 @@ TEST_F(RewardTest, NothingNotFiniteGetsOutOrIn) {
     EXPECT_THROW(reward->train_step(good.images, good.classes, bad.images, bad.classes), RunError) << kind;
     EXPECT_CLOSE(reward->score(good.images, good.classes), before, 0)
         << kind << ": a refused update changes nothing";
+  }
+}
+
+// What a GPU is to say comes later: until then nothing not finite is learned either.
+TEST_F(RewardTest, AsksAGpuForNothing) {
+  for (const std::string kind : {"conv", "features", "projected", "confidence"}) {
+    const auto reward = make({kind});
+    const Batch good = noise_batch(8);
+    Batch bad = noise_batch(8);
+    bad.images[3][1][2][2] = NAN;
+    const at::Tensor before = reward->score(good.images, good.classes);
+    DeferredChecks checks(/*at_once=*/false);
+    {
+      const testing::HostWaits waits;
+      reward->score(bad.images, bad.classes, checks);
+      if (reward->trains()) reward->train_step(good.images, good.classes, bad.images, bad.classes, checks);
+      // The least and the largest class of each batch, which are looked at on the CPU alone.
+      const size_t batches = reward->trains() ? 3 : 1;
+      EXPECT_EQ(waits.names(), std::vector<std::string>(2 * batches, "aten::_local_scalar_dense")) << kind;
+    }
+    EXPECT_CLOSE(reward->score(good.images, good.classes), before, 0) << kind;
+    EXPECT_EQ(
+        message_of<RunError>([&] { checks.settle(); }).find(cat("reward ", kind, ": a score is not finite")),
+        0)
+        << kind;
   }
 }
 

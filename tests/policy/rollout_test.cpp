@@ -147,7 +147,8 @@ TEST(Rollout, TheFirstRatioIsExactlyOne) {
   PpoConfig config;
   config.minibatch = 3;  // the parts of the rollout
   Optimizer optimizer(named_parameters(*net), ppo_optimizer(config));
-  const PpoReport report = ppo_update(*net, optimizer, batch, config);
+  DeferredChecks checks;
+  const PpoReport report = ppo_update(*net, optimizer, batch, config, checks);
   EXPECT_EQ(report.first_ratio_error.item<double>(), 0);
   EXPECT_GT(std::abs(report.approx_kl.item<double>()), 0);  // and later epochs have moved
 }
@@ -174,7 +175,8 @@ TEST(Rollout, KeptAndRecomputedFeaturesGiveTheSameGradients) {
     config.minibatch = 4;  // rows of two steps in one part
     Optimizer optimizer(named_parameters(*net), ppo_optimizer(config));
     NamedTensors first;
-    ppo_update(*net, optimizer, batch, config, [&](int64_t epoch, const PpoEpoch&) {
+    DeferredChecks checks;
+    ppo_update(*net, optimizer, batch, config, checks, [&](int64_t epoch, const PpoEpoch&) {
       for (const auto& [name, parameter] : optimizer.parameters())
         if (epoch == 0) first.emplace_back(name, parameter.grad().clone());
     });
@@ -284,6 +286,47 @@ TEST(PolicySchedule, AsksTheHostForNothing) {
       const at::Tensor tokens = sampling_loop(*net, start, schedule, std::nullopt);
       EXPECT_EQ(tokens.sizes(), (at::IntArrayRef{3, 12}));
       EXPECT_TRUE(reads.names().empty()) << residual << " " << input << " " << reads.names().front();
+    }
+  }
+}
+
+// The rollout and the policy's steps of an update, on the same device: what RewardTest.AsksAGpuForNothing
+// leaves out, but for the decoding and the data.
+TEST(Rollout, LearnsWithoutAskingTheHost) {
+  const at::TensorOptions meta(at::kMeta);
+  Generator generator = tiny_generator();
+  testing::move_to_meta(*generator);
+  PolicySettings apart = tiny_settings(), shared = tiny_settings();
+  shared.network.shared_steps = 3;
+  for (const PolicySettings& settings : {apart, shared}) {
+    ActorCritic net(settings.network);
+    const PolicySchedule policy(settings, net->actor, 3, at::kMeta);  // once per run
+    testing::move_to_meta(*net);
+    for (const int64_t shown : {2, 6}) {  // classes, of which the generator has 5
+      for (const StateMemory memory : {StateMemory::kFeatures, StateMemory::kRecompute}) {
+        Optimizer optimizer(named_parameters(*net), ppo_optimizer({}));
+        const at::Tensor index = at::empty({shown}, meta.dtype(at::kLong)),
+                         rewards = at::empty({shown}, meta);
+        const testing::HostReads reads;
+        DeferredChecks checks;
+        SamplerStart start = plain_start(*generator, index, 1, index);
+        StateBuffer states(memory, *generator, shown, 3, at::kMeta);
+        states.expect(0, start.condition);
+        const RolloutSchedule schedule(policy, exploration_noise(index, index, 3), 0.6, /*round=*/true);
+        const at::Tensor tokens = sampling_loop(*generator, start, schedule, std::nullopt, {&states});
+        check_drawn(tokens, generator->mask_id(), checks);
+        const Decisions made = schedule.decisions();
+        PpoBatch batch{3,
+                       at::arange(3, index.options()).repeat_interleave(shown),
+                       made.raw.flatten(0, 1),
+                       made.log_prob.flatten(),
+                       rewards.expand({3, shown}).reshape({-1}),
+                       0.6,
+                       [&](int64_t b, int64_t c) { return states.inputs(b, c); }};
+        ppo_update(*net, optimizer, batch, {}, checks);
+        EXPECT_GT(checks.flags().size(0), 5);
+        EXPECT_TRUE(reads.names().empty()) << reads.names().front();
+      }
     }
   }
 }

@@ -219,6 +219,9 @@ TEST(SamplingLoop, HostReadsAreSeen) {
   EXPECT_TRUE(near.to(at::kMeta).is_meta());
   EXPECT_FALSE(reads.names().empty());
   EXPECT_ANY_THROW(far.sum().item<float>());
+  const testing::HostWaits waits;
+  EXPECT_EQ(near.sum().item<float>(), 2);
+  EXPECT_EQ(waits.names(), std::vector<std::string>{"aten::_local_scalar_dense"});
 }
 
 }  // namespace

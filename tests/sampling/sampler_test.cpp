@@ -201,6 +201,26 @@ TEST(Sampler, DistinctClassesAreFoundBeforehandOrInTheLoop) {
   EXPECT_TRUE(at::equal(sample(*net, replaced, *schedule), expected));
 }
 
+// What stands for the distinct classes where a GPU is not asked for them: the same images from other rows.
+TEST(Sampler, ClassesNeedNotBeAskedFor) {
+  Generator net = small_generator();
+  const at::Tensor classes = at::tensor({7, 2, 7, 0}, at::kLong);
+  const auto schedule = cosine(3, 1);
+  SamplerStart start = plain_start(*net, classes, 5, at::arange(4));
+  const at::Tensor expected = sample(*net, start, *schedule);
+  start.classes = classes_unasked(start.condition, 1000);  // more than samples: each has its own row
+  EXPECT_TRUE(start.classes.of.is_same(start.condition));
+  EXPECT_TRUE(at::equal(start.classes.distinct, classes));
+  EXPECT_TRUE(at::equal(start.classes.row_of, at::arange(4)));
+  EXPECT_TRUE(at::equal(sample(*net, start, *schedule), expected));
+  const at::Tensor many = classes.repeat({3});
+  start = plain_start(*net, many, 5, at::arange(12));
+  const at::Tensor all = sample(*net, start, *schedule);
+  start.classes = classes_unasked(start.condition, net->config().classes);
+  EXPECT_TRUE(at::equal(start.classes.distinct, at::arange(net->config().classes)));
+  EXPECT_TRUE(at::equal(sample(*net, start, *schedule), all));
+}
+
 // Texts: step 0 takes one row per distinct text and one for the empty one; the images are those of the long
 // way, whatever the batch and the type of the states.
 TEST(Sampler, TextsShareRowsAndGiveTheSameImages) {

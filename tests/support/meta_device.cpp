@@ -6,6 +6,8 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <array>
+
 namespace adanat::testing {
 namespace {
 
@@ -24,9 +26,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> native_layer_norm(const at::Tenso
   return {at::empty_like(input), at::empty(rows, input.options()), at::empty(rows, input.options())};
 }
 
+at::Tensor where(const at::Tensor& condition, const at::Tensor& a, const at::Tensor& b) {
+  return at::empty(at::infer_size(condition.sizes(), at::infer_size(a.sizes(), b.sizes())), a.options());
+}
+
 at::Tensor& where_out(const at::Tensor& condition, const at::Tensor& a, const at::Tensor& b,
                       at::Tensor& out) {
   out.resize_(at::infer_size(condition.sizes(), at::infer_size(a.sizes(), b.sizes())));
+  return out;
+}
+
+at::Tensor& abs_out(const at::Tensor& self, at::Tensor& out) {
+  out.resize_(self.sizes());
+  return out;
+}
+
+at::Tensor& logical_and_out(const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
+  out.resize_(at::infer_size(a.sizes(), b.sizes()));
   return out;
 }
 
@@ -43,11 +59,43 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
   return at::empty(sizes, input.options());
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
+    const at::Tensor&, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef, at::IntArrayRef,
+    at::IntArrayRef, bool, at::IntArrayRef, int64_t, std::array<bool, 3>) {
+  return {at::empty_like(input), at::empty_like(weight), at::empty({weight.size(0)}, weight.options())};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> native_layer_norm_backward(
+    const at::Tensor&, const at::Tensor& input, at::IntArrayRef, const at::Tensor&, const at::Tensor&,
+    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, std::array<bool, 3>) {
+  const auto like = [](const std::optional<at::Tensor>& x) {
+    return x && x->defined() ? at::empty_like(*x) : at::Tensor();
+  };
+  return {at::empty_like(input), like(weight), like(bias)};
+}
+
+at::Tensor std_of_all(const at::Tensor& self, at::OptionalIntArrayRef dim, const std::optional<at::Scalar>&,
+                      bool) {
+  TORCH_CHECK(!dim, "not needed");
+  return at::empty({}, self.options());
+}
+
+void fused_adamw(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                 at::TensorList, double, double, double, double, double, bool, bool,
+                 const std::optional<at::Tensor>&, const std::optional<at::Tensor>&) {}
+
 // LibTorch knows the sizes of some results only in Python.
 TORCH_LIBRARY_IMPL(aten, Meta, m) {
+  m.impl("_fused_adamw_", fused_adamw);
+  m.impl("abs.out", abs_out);
+  m.impl("convolution_backward_overrideable", convolution_backward);
   m.impl("convolution_overrideable", convolution);
   m.impl("index_select", index_select);
+  m.impl("logical_and.out", logical_and_out);
   m.impl("native_layer_norm", native_layer_norm);
+  m.impl("native_layer_norm_backward", native_layer_norm_backward);
+  m.impl("std.correction", std_of_all);
+  m.impl("where.self", where);
   m.impl("where.self_out", where_out);
 }
 

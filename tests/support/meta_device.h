@@ -1,10 +1,11 @@
 // What would a GPU be asked for? Tensors on the device "meta" have sizes but no values: whoever needs one on
-// the host throws.
+// the host throws. What cannot run there is watched on the CPU.
 #pragma once
 #include <ATen/record_function.h>
 #include <torch/nn/module.h>
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace adanat::testing {
@@ -34,6 +35,32 @@ class HostReads {
       if (input.isTensor() && input.toTensor().defined() && input.toTensor().is_cpu() &&
           input.toTensor().dim() > 0)
         names_.emplace_back(f.name());
+    return nullptr;
+  }
+  static inline std::vector<std::string> names_;
+  at::CallbackHandle handle_;
+};
+
+// Notes every operator of this thread whose result the host waits for: a number that is read, sizes that
+// depend on values. On the CPU these cost nothing, on a GPU all that is queued. One at a time.
+class HostWaits {
+ public:
+  HostWaits()
+      : handle_(at::addThreadLocalCallback(
+            at::RecordFunctionCallback(&HostWaits::began).scopes({at::RecordScope::FUNCTION}))) {
+    names_.clear();
+  }
+  ~HostWaits() { at::removeCallback(handle_); }
+  HostWaits(const HostWaits&) = delete;
+  HostWaits& operator=(const HostWaits&) = delete;
+
+  const std::vector<std::string>& names() const { return names_; }
+
+ private:
+  static std::unique_ptr<at::ObserverContext> began(const at::RecordFunction& f) {
+    for (const char* waits : {"aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2",
+                              "aten::masked_select", "aten::equal", "aten::bincount"})
+      if (f.name() == std::string_view(waits)) names_.emplace_back(waits);
     return nullptr;
   }
   static inline std::vector<std::string> names_;

@@ -76,6 +76,27 @@ TEST(Optimizer, ClipsTheWholeGradient) {
   EXPECT_CLOSE(state.at("w.exp_avg"), w * (0.01 * 0.5 / (norm + 1e-6)), 1e-7);
 }
 
+// An update that is skipped leaves all as it was, and one that could have been is the same to the bit.
+TEST(Optimizer, SkipsWhereTheTensorSaysSo) {
+  const NamedTensors plain = start(), asked = start();
+  Optimizer always(plain, {.clip = 0.5}), sometimes(asked, {.clip = 0.5});
+  for (int64_t step = 0; step < 3; ++step) {
+    set_gradients(asked, step);
+    asked[0].second.mutable_grad()[1][2] = NAN;
+    sometimes.step(1e-3, at::ones({}));
+    EXPECT_FALSE(asked[0].second.grad().defined()) << "gradients are cleared";
+    set_gradients(asked, step);
+    sometimes.step(1e-3, at::zeros({}));
+    set_gradients(plain, step);
+    always.step(1e-3);
+  }
+  TensorMap wanted, state;
+  always.save(wanted, ""), sometimes.save(state, "");
+  for (const auto& [name, tensor] : wanted) EXPECT_CLOSE(state.at(name), tensor, 0) << name;
+  for (size_t i = 0; i < plain.size(); ++i)
+    EXPECT_CLOSE(asked[i].second.detach(), plain[i].second.detach(), 0);
+}
+
 TEST(Optimizer, ParametersWithoutGradientStay) {
   const NamedTensors parameters = start();
   Optimizer optimizer(parameters, {});
