@@ -1,172 +1,28 @@
 #include "core/train/trainer.h"
 
-#include <ATen/Context.h>
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/randn.h>
-#include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/zeros.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <csignal>
-#include <functional>
-#include <limits>
-#include <thread>
 
 #include "core/base/interrupt.h"
-#include "core/base/log.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/linear.h"
-#include "core/train/ema.h"
-#include "core/train/optimizer.h"
-#include "support/support.h"
+#include "train/toy_recipe.h"
 
 namespace adanat {
 namespace {
 namespace fs = std::filesystem;
-using testing::TempDir;
+using testing::message_of;
+using testing::names_in;
+using testing::state_of;
+using testing::ToyConfig;
+using testing::ToyRecipe;
 
-struct ToyConfig {
-  int64_t width = 6;
-  double noise = 0.1;
-  std::string dtype = "float32";
-  OptimizerConfig optimizer{.learning_rate = 0.01, .warmup = 2};
-  LoopConfig loop{.steps = 10, .log_every = 1, .checkpoint_every = 0};
-  static constexpr auto fields() {
-    return std::tuple{field("width", &ToyConfig::width, ""), field("noise", &ToyConfig::noise, ""),
-                      field("dtype", &ToyConfig::dtype, ""), field("optimizer", &ToyConfig::optimizer, ""),
-                      field("loop", &ToyConfig::loop, "")};
-  }
-  void validate() const {}
-};
-
-// Fits a vector to noisy measurements; the noise comes from torch's default generator, whose state the loop
-// must keep.
-class ToyRecipe : public Recipe {
- public:
-  explicit ToyRecipe(ToyConfig config = {}) : config_(config), weights_(at::randn({config.width})) {
-    weights_.requires_grad_();
-    optimizer_ = std::make_unique<Optimizer>(NamedTensors{{"w", weights_}}, config_.optimizer);
-    ema_ = std::make_unique<Ema>(NamedTensors{{"w", weights_}}, EmaConfig{});
-  }
-  std::string name() const override { return "toy"; }
-  Json config() const override { return config_to_json(config_); }
-  const LoopConfig& loop() const override { return config_.loop; }
-  std::string dtype() const override { return config_.dtype; }
-  void set_dtype(const std::string& dtype) override { config_.dtype = dtype; }
-  std::vector<int64_t> phases() const override { return {0, 6}; }
-  DataHealth data_health() const override { return health; }
-  StepReport step(int64_t step) override {
-    steps_seen.push_back(step);
-    if (before_step) before_step(step);
-    // Something that is never saved would show as a trace of the timing; precision shows in the loss.
-    if (config_.dtype == slow_dtype) std::this_thread::sleep_for(std::chrono::milliseconds(4));
-    const double noise = config_.dtype == "bfloat16" ? config_.noise / 2 : config_.noise;
-    const at::Tensor loss = (weights_ - noise * at::randn({config_.width})).square().sum();
-    loss.backward();
-    if (config_.dtype == too_large_dtype) TORCH_CHECK_WITH(OutOfMemoryError, false, "out of memory");
-    optimizer_->step(learning_rate_at(config_.optimizer, step, config_.loop.steps));
-    ema_->update(step);
-    if (step == poison_at) weights_.detach()[2] = std::numeric_limits<float>::infinity();
-    const double shown = step == nan_at ? std::numeric_limits<double>::quiet_NaN() : loss.item<double>();
-    return {{{"loss", at::scalar_tensor(shown)}}, 1};
-  }
-  Scalars evaluate() override { return {{"size", weights_.detach().square().sum().item<double>()}}; }
-  std::vector<NamedImage> samples() override {
-    TORCH_CHECK(weights_.detach().abs().max().item<double>() < 1e20, "a logit is NaN");
-    return {{"samples", Image{1, 1, {1, 2, 3}}}};
-  }
-  void save(TensorMap& out) const override {
-    out["w"] = weights_.detach();
-    if (ballast > 0) out["ballast"] = at::zeros({ballast});
-    optimizer_->save(out, "optimizer.");
-    ema_->save(out, "ema.");
-  }
-  void load(const TensorMap& in, const std::string& where) override {
-    weights_.detach().copy_(in.at("w"));
-    optimizer_->load(in, "optimizer.", where);
-    ema_->load(in, "ema.", where);
-  }
-  void write_model(const fs::path& folder) override {
-    write_tensors(folder / "toy.safetensors", {{"w", weights_}});
-  }
-
-  std::vector<int64_t> steps_seen;
-  std::function<void(int64_t)> before_step;
-  int64_t nan_at = -1, poison_at = -1, ballast = 0;
-  std::string slow_dtype, too_large_dtype;
-  DataHealth health;
-
- private:
-  ToyConfig config_;
-  at::Tensor weights_;
-  std::unique_ptr<Optimizer> optimizer_;
-  std::unique_ptr<Ema> ema_;
-};
-
-TensorMap state_of(const fs::path& checkpoint) {
-  TensorMap out;
-  for (const auto& [name, tensor] : read_tensors(checkpoint / "state.safetensors"))
-    out[name] = tensor.clone();
-  return out;
-}
-
-std::vector<std::string> names_in(const fs::path& folder) {
-  std::vector<std::string> out;
-  if (fs::exists(folder))
-    for (const auto& entry : fs::directory_iterator(folder)) out.push_back(entry.path().filename().string());
-  std::sort(out.begin(), out.end());
-  return out;
-}
-
-template <class E, class F>
-std::string message_of(F run) {
-  try {
-    run();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "nothing of this type was thrown";
-}
-
-class Trainer : public ::testing::Test {
- protected:
-  void SetUp() override {
-    set_quiet(true);
-    at::manual_seed(7);
-  }
-  TempDir dir_;
-  const fs::path out_ = dir_ / "out";
-};
-
-TEST_F(Trainer, TenStepsAreFiveStopAndFive) {
-  ToyRecipe whole;
-  run_training(whole, dir_ / "whole", false);
-
-  at::manual_seed(7);
-  ToyConfig half;
-  half.loop.steps = 5;
-  ToyRecipe first(half);
-  run_training(first, out_, false);
-  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-5");
-  at::manual_seed(99);  // another process: weights and noise must come from the checkpoint
-  ToyRecipe second;
-  run_training(second, out_, true);
-  EXPECT_EQ(second.steps_seen, (std::vector<int64_t>{5, 6, 7, 8, 9}));
-
-  const TensorMap a = state_of(dir_ / "whole" / "checkpoints" / "step-10"),
-                  b = state_of(newest_checkpoint(out_));
-  ASSERT_EQ(a.size(), b.size());
-  EXPECT_GE(a.size(), 6u) << "weights, two moments, count, average, random state";
-  for (const auto& [name, tensor] : a) {
-    ASSERT_TRUE(b.contains(name)) << name;
-    EXPECT_CLOSE(b.at(name), tensor, 0) << name;
-  }
-}
+class Trainer : public testing::TrainerFixture {};
 
 TEST_F(Trainer, LayoutOfTheFolder) {
   ToyRecipe recipe;
@@ -191,26 +47,6 @@ TEST_F(Trainer, RefusesAFolderThatHoldsARun) {
   EXPECT_NE(message.find(out_.string()), std::string::npos) << message;
   EXPECT_NE(message.find("--resume"), std::string::npos) << message;
   EXPECT_TRUE(second.steps_seen.empty());
-}
-
-TEST_F(Trainer, ResumeWithAnotherConfigNamesTheKey) {
-  ToyConfig config;
-  config.loop.steps = 3;
-  ToyRecipe first(config);
-  run_training(first, out_, false);
-  const std::string stored = read_file(out_ / "config.json");
-  config.optimizer.learning_rate = 0.02;
-  ToyRecipe other(config);
-  const std::string message = message_of<InputError>([&] { run_training(other, out_, true); });
-  EXPECT_NE(message.find("optimizer.learning_rate"), std::string::npos) << message;
-  EXPECT_TRUE(other.steps_seen.empty());
-  EXPECT_EQ(read_file(out_ / "config.json"), stored);
-  // The loop's own numbers may change: the run is made longer.
-  config = {};
-  config.loop.steps = 4;
-  ToyRecipe longer(config);
-  run_training(longer, out_, true);
-  EXPECT_EQ(longer.steps_seen, std::vector<int64_t>{3});
 }
 
 TEST_F(Trainer, OneProcessAtATimeTrainsInAFolder) {
@@ -240,12 +76,6 @@ TEST_F(Trainer, ReplacesOnlyWhatHasJustBegun) {
   EXPECT_THROW(check_run_folder(out_, false), InputError);
 }
 
-TEST_F(Trainer, ResumeWithoutACheckpointBegins) {
-  ToyRecipe recipe;
-  run_training(recipe, out_, true);
-  EXPECT_EQ(recipe.steps_seen.size(), 10u);
-}
-
 TEST_F(Trainer, NotANumberEndsTheRunAndSparesTheCheckpoint) {
   ToyConfig config;
   config.loop.checkpoint_every = 4;
@@ -260,99 +90,6 @@ TEST_F(Trainer, NotANumberEndsTheRunAndSparesTheCheckpoint) {
   run_training(again, out_, true);
   ASSERT_FALSE(again.steps_seen.empty());
   EXPECT_EQ(again.steps_seen.front(), 4);
-}
-
-TEST_F(Trainer, KeepsTheNewestCheckpoints) {
-  ToyConfig config;
-  config.loop.checkpoint_every = 2;
-  config.loop.keep_checkpoints = 3;
-  ToyRecipe recipe(config);
-  run_training(recipe, out_, false);
-  EXPECT_EQ(names_in(out_ / "checkpoints"), (std::vector<std::string>{"step-10", "step-6", "step-8"}));
-  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-10") << "by number, not by name";
-}
-
-TEST_F(Trainer, HalfWrittenCheckpointsAreNotTaken) {
-  ToyConfig config;
-  config.loop.steps = 4;
-  ToyRecipe recipe(config);
-  run_training(recipe, out_, false);
-  fs::create_directories(out_ / "checkpoints" / "step-9");
-  fs::create_directories(out_ / "checkpoints" / "step-8.tmp");
-  write_file_atomic(out_ / "checkpoints" / "step-8.tmp" / "state.safetensors", "half");
-  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-4");
-}
-
-TEST_F(Trainer, CheckpointOfAnotherRecipe) {
-  ToyConfig config;
-  config.loop.steps = 2;
-  ToyRecipe recipe(config);
-  run_training(recipe, out_, false);
-  const fs::path file = newest_checkpoint(out_) / "state.safetensors";
-  Metadata metadata;
-  TensorMap tensors = state_of(newest_checkpoint(out_));
-  write_tensors(file, tensors, {{"recipe", "tokenizer"}, {"step", "2"}});
-  const std::string message = message_of<InputError>([&] { run_training(recipe, out_, true); });
-  EXPECT_NE(message.find("tokenizer"), std::string::npos) << message;
-  EXPECT_NE(message.find(file.string()), std::string::npos) << message;
-}
-
-TEST_F(Trainer, CheckpointUnderAnotherName) {
-  ToyConfig config;
-  config.loop.steps = 4;
-  ToyRecipe recipe(config);
-  run_training(recipe, out_, false);
-  fs::rename(out_ / "checkpoints" / "step-4", out_ / "checkpoints" / "step-7");
-  const std::string message = message_of<InputError>([&] { run_training(recipe, out_, true); });
-  EXPECT_NE(message.find("step-7"), std::string::npos) << message;
-  EXPECT_NE(message.find("after step 4"), std::string::npos) << message;
-}
-
-TEST_F(Trainer, CheckpointWithoutARandomState) {
-  ToyConfig config;
-  config.loop.steps = 2;
-  ToyRecipe recipe(config);
-  run_training(recipe, out_, false);
-  const fs::path file = newest_checkpoint(out_) / "state.safetensors";
-  const Metadata metadata{{"recipe", "toy"}, {"step", "2"}, {"config", recipe.config().dump()}};
-  TensorMap tensors = state_of(newest_checkpoint(out_));
-  tensors["rng.cpu"] = at::zeros({7}, at::kByte);
-  write_tensors(file, tensors, metadata);
-  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("rng.cpu"),
-            std::string::npos);
-  tensors.erase("rng.cpu");
-  write_tensors(file, tensors, metadata);
-  EXPECT_NE(message_of<InputError>([&] { run_training(recipe, out_, true); }).find("lacks"),
-            std::string::npos);
-}
-
-TEST_F(Trainer, ResumeWithoutItsConfig) {
-  ToyConfig config;
-  config.loop.steps = 2;
-  ToyRecipe recipe(config);
-  run_training(recipe, out_, false);
-  fs::remove(out_ / "config.json");
-  const std::string message = message_of<InputError>([&] { run_training(recipe, out_, true); });
-  EXPECT_NE(message.find("config.json: is missing"), std::string::npos) << message;
-  EXPECT_FALSE(fs::exists(out_ / "config.json"));
-}
-
-TEST_F(Trainer, ConfigThatContradictsTheCheckpoint) {
-  ToyConfig config;
-  config.loop.steps = 2;
-  ToyRecipe recipe(config);
-  run_training(recipe, out_, false);
-  Json edited = read_json_file((out_ / "config.json").string());
-  edited["noise"] = 0.3;
-  write_file_atomic(out_ / "config.json", edited.dump());
-  config.noise = 0.3;
-  ToyRecipe other(config);
-  const std::string message = message_of<InputError>([&] { run_training(other, out_, true); });
-  EXPECT_NE(message.find("state.safetensors"), std::string::npos) << message;
-  EXPECT_NE(message.find("another noise"), std::string::npos) << message;
-  write_file_atomic(out_ / "config.json", "[]");
-  EXPECT_NE(message_of<InputError>([&] { run_training(other, out_, true); }).find("JSON object"),
-            std::string::npos);
 }
 
 TEST_F(Trainer, WeightsThatAreNoNumbersSpareTheModel) {
@@ -378,48 +115,6 @@ TEST_F(Trainer, WeightsThatRanAwayAreNamedByTheirStep) {
   EXPECT_NE(message.find("a logit is NaN"), std::string::npos) << message;
   EXPECT_EQ(message.find('\n'), std::string::npos) << "one line";
   EXPECT_FALSE(fs::exists(out_ / "model"));
-}
-
-TEST_F(Trainer, LogLinesAreKeptAfterResume) {
-  const auto lines = [&] {
-    std::vector<std::string> out;
-    std::istringstream log(read_file(out_ / "log.jsonl"));
-    for (std::string line; std::getline(log, line);)
-      if (Json::parse(line)["kind"] == "train") out.push_back(line);
-    return out;
-  };
-  ToyConfig config;
-  config.loop.checkpoint_every = 3;
-  ToyRecipe first(config);
-  first.nan_at = 8;  // the run breaks off between checkpoint 6 and 9; step 7 and 8 are in the log
-  EXPECT_THROW(run_training(first, out_, false), RunError);
-  const std::vector<std::string> before = lines();
-  ASSERT_EQ(before.size(), 8u);
-  ToyRecipe second(config);
-  run_training(second, out_, true);
-  const std::vector<std::string> after = lines();
-  ASSERT_EQ(after.size(), 10u) << "one line for each step";
-  for (size_t i = 0; i < 6; ++i) EXPECT_EQ(after[i], before[i]);
-  for (size_t i = 0; i < 10; ++i) EXPECT_EQ(Json::parse(after[i])["step"], i + 1);
-}
-
-TEST_F(Trainer, ADamagedCheckpointIsPassedOver) {
-  ToyConfig config;
-  config.loop.checkpoint_every = 5;
-  ToyRecipe first(config);
-  run_training(first, out_, false);
-  const fs::path newest = out_ / "checkpoints" / "step-10" / "state.safetensors";
-  const TensorMap expected = state_of(out_ / "checkpoints" / "step-10");
-  fs::resize_file(newest, fs::file_size(newest) - 3);
-  ToyRecipe second(config);
-  ::testing::internal::CaptureStderr();
-  run_training(second, out_, true);
-  const std::string said = ::testing::internal::GetCapturedStderr();
-  EXPECT_NE(said.find("checkpoint passed over"), std::string::npos) << said;
-  EXPECT_NE(said.find("step-10"), std::string::npos) << said;
-  EXPECT_EQ(second.steps_seen, (std::vector<int64_t>{5, 6, 7, 8, 9}));
-  for (const auto& [name, tensor] : state_of(out_ / "checkpoints" / "step-10"))
-    EXPECT_CLOSE(tensor, expected.at(name), 0) << name;
 }
 
 TEST_F(Trainer, BrokenImagesAreReportedOnce) {
