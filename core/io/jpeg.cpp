@@ -1,5 +1,6 @@
 #include "core/io/jpeg.h"
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>  // jpeglib.h needs FILE
 #include <cstring>
@@ -55,7 +56,20 @@ void on_progress(j_common_ptr info) {
   std::longjmp(decoder.escape, 1);
 }
 
-enum class Outcome { kDone, kBroken, kTooLarge };
+// Blocks of 8x8 values that a byte can stand for at the most. Huffman's code takes a bit for the mean of
+// each; arithmetic code has no such bound, but nothing that is worth reading goes beyond this one.
+constexpr uint64_t kHuffmanBlocksPerByte = 8, kArithmeticBlocksPerByte = 1024;
+
+// Whether so many bytes can hold the image whose header has been read: libjpeg would invent what they lack.
+bool can_hold(const jpeg_decompress_struct& info, size_t bytes) {
+  uint64_t blocks = 0;  // of the component that has the most
+  for (int i = 0; i < info.num_components; ++i)
+    blocks =
+        std::max(blocks, uint64_t{info.comp_info[i].width_in_blocks} * info.comp_info[i].height_in_blocks);
+  return blocks <= bytes * (info.arith_code ? kArithmeticBlocksPerByte : kHuffmanBlocksPerByte);
+}
+
+enum class Outcome { kDone, kBroken, kTooLarge, kTooFewBytes };
 
 // Fills image; channels is 1, 3 or 4 values per pixel as libjpeg gives them. No object with a destructor may
 // live in this frame: on_error jumps over them.
@@ -78,6 +92,7 @@ Outcome read_pixels(Decoder& decoder, std::span<const std::byte> bytes, Image& i
   if (info.image_width > kMaxImageSide || info.image_height > kMaxImageSide ||
       int64_t{image.width} * image.height > kMaxImagePixels)
     return Outcome::kTooLarge;
+  if (!can_hold(info, bytes.size())) return Outcome::kTooFewBytes;
   switch (info.jpeg_color_space) {
     case JCS_GRAYSCALE:
       info.out_color_space = JCS_GRAYSCALE;
@@ -140,6 +155,9 @@ Image decode_jpeg(std::span<const std::byte> bytes, const std::string& where) {
     case Outcome::kTooLarge:
       throw InputError(cat(where, ": an image of ", image.width, "x", image.height, " is over the limit of ",
                            kMaxImageSide, " per side and ", kMaxImagePixels, " pixels"));
+    case Outcome::kTooFewBytes:
+      throw InputError(cat(where, ": broken JPEG: ", bytes.size(), " bytes cannot hold an image of ",
+                           image.width, "x", image.height));
     case Outcome::kBroken:
       throw InputError(
           cat(where, ": broken JPEG: ", decoder.ended_early ? "it ends early" : decoder.message));

@@ -1,5 +1,9 @@
 #include "core/io/image.h"
 
+#include <cstdio>  // jpeglib.h needs FILE
+#include <cstdlib>
+
+#include <jpeglib.h>
 #include <zlib.h>
 
 #include "core/io/atomic_file.h"
@@ -47,6 +51,30 @@ bool decodes(const std::string& bytes) {
   }
 }
 
+// A square of one grey in as few bytes as libjpeg can.
+std::string grey_jpeg(unsigned side, bool progressive) {
+  jpeg_compress_struct info{};
+  jpeg_error_mgr errors{};
+  info.err = jpeg_std_error(&errors);
+  jpeg_create_compress(&info);
+  unsigned char* made = nullptr;
+  unsigned long size = 0;
+  jpeg_mem_dest(&info, &made, &size);
+  info.image_width = info.image_height = side;
+  info.input_components = 1, info.in_color_space = JCS_GRAYSCALE;
+  jpeg_set_defaults(&info);
+  info.optimize_coding = TRUE;
+  if (progressive) jpeg_simple_progression(&info);
+  jpeg_start_compress(&info, TRUE);
+  std::vector<JSAMPLE> values(side, 128);
+  for (JSAMPROW row = values.data(); info.next_scanline < side;) jpeg_write_scanlines(&info, &row, 1);
+  jpeg_finish_compress(&info);
+  const std::string bytes(reinterpret_cast<const char*>(made), size);
+  jpeg_destroy_compress(&info);
+  std::free(made);
+  return bytes;
+}
+
 TEST(JpegTest, PixelsEqualPillow) {
   for (const auto& sample : testing::kJpegSamples) {
     const Image image = decode_image(as_bytes(from_hex(sample.hex)), sample.name);
@@ -77,6 +105,24 @@ TEST(JpegTest, SizeIsCheckedBeforeMemoryIsAsked) {
   ASSERT_NE(frame, std::string::npos);
   bytes.replace(frame + 5, 4, "\x40\x01\x40\x01");
   expect_input_error([&] { decode_image(as_bytes(bytes), "big.jpg"); }, {"big.jpg", "16385x16385", "limit"});
+}
+
+// A header that promises more than its bytes can say is turned away; the emptiest image there can be is read.
+TEST(JpegTest, SizeIsHeldAgainstTheFile) {
+  std::string bytes = from_hex(testing::kJpegSamples[2].hex);
+  const size_t frame = bytes.find("\xff\xc0");
+  ASSERT_NE(frame, std::string::npos);
+  bytes.replace(frame + 5, 4, std::string("\x20\x00\x20\x00", 4));
+  const std::string said = cat(bytes.size(), " bytes cannot hold an image of 8192x8192");
+  expect_input_error([&] { decode_image(as_bytes(bytes), "f.jpg"); }, {"f.jpg", said.c_str()});
+
+  for (const bool progressive : {false, true}) {
+    const std::string grey = grey_jpeg(4096, progressive);
+    EXPECT_LT(grey.size(), size_t{4096 * 4096 / 64 / 8 * 3});
+    const Image image = decode_image(as_bytes(grey), "grey.jpg");
+    EXPECT_EQ(image.width, 4096);
+    EXPECT_EQ(image.rgb, std::vector<uint8_t>(size_t{4096} * 4096 * 3, 128));
+  }
 }
 
 TEST(PngTest, RoundTripOverSizesAndLevels) {
