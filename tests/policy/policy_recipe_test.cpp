@@ -387,8 +387,11 @@ TEST_P(NotFinite, ARewardStopsTheRunAndIsKept) {
   const TensorMap kept = read_tensors(folder / "diagnostics/update-2.safetensors");
   EXPECT_TRUE(kept.contains("exploration.std"));
   EXPECT_EQ(kept.at("reward.weight").item<double>(), 4);
-  for (const auto& [name, tensor] : before)
-    if (name != "watch") EXPECT_TRUE(at::equal(kept.at(name), tensor)) << name;
+  for (const auto& [name, tensor] : before) {
+    if (name != "watch") {
+      EXPECT_TRUE(at::equal(kept.at(name), tensor)) << name;
+    }
+  }
 }
 
 // What was noted before something else broke is told first.
