@@ -67,9 +67,7 @@ PolicySchedule::PolicySchedule(PolicySettings settings, PolicyNetwork actor, int
       name_(std::move(name)),
       hash_(std::move(hash)),
       map_(action_base(settings_, steps_), settings_.smoothing, settings_.rule == "maskgit", device) {
-  if (settings_.network.shared()) {
-    for (const double w : table().guidance) shared_guidance_.push_back(w < kNoGuidanceBelow ? 0 : w);
-  }
+  if (settings_.network.shared()) shared_guidance_ = table().guidance;
 }
 
 kernels::RemaskRule PolicySchedule::rule() const {
@@ -102,13 +100,14 @@ Action PolicySchedule::next(ScheduleState* state, int64_t step, const at::Tensor
   mine.smoothed = map_.smooth(mine.smoothed, raw_outputs(mine, step, features));
   Action action = map_.action(map_.values(step, mine.smoothed));
   if (!shared_guidance_.empty())
-    action.guidance.fill_(shared_guidance_[size_t(step)]);  // as known_guidance says it
+    action.guidance.fill_(shared_guidance_[size_t(step)]);  // the table's, to the digit
   return action;
 }
 
 std::optional<double> PolicySchedule::known_guidance(int64_t step) const {
   if (shared_guidance_.empty()) return std::nullopt;
-  return shared_guidance_[size_t(step)];
+  const double w = shared_guidance_[size_t(step)];
+  return w < kNoGuidanceBelow ? 0 : w;
 }
 
 Json PolicySchedule::describe() const {

@@ -72,8 +72,8 @@ struct TableOptions {
   bool operator==(const TableOptions&) const = default;
 };
 
-// Guidance below this counts as none: it saves the unconditional rows, and changes a logit by less than a
-// thousandth of its distance from the unconditional one.
+// Guidance below this counts as none, though the Action still tells it: it saves the unconditional rows, and
+// changes a logit by less than a thousandth of its distance from the unconditional one.
 inline constexpr double kNoGuidanceBelow = 1e-3;
 
 // MaskGIT's cosine: ratio cos(pi/2 (t+1)/T), temperature tau (1-(t+1)/T), rule maskgit, last ratio 0.

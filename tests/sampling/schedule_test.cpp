@@ -45,7 +45,8 @@ TEST(Tables, AutonatIsForEightSteps) {
   EXPECT_EQ(autonat_table(8).mask_ratio.size(), 8u);
   EXPECT_THROW(autonat_table(4), InputError);
   const auto schedule = make_table_schedule("autonat", autonat_table(8));
-  EXPECT_EQ(schedule->known_guidance(0), 0);  // 1e-4 counts as none
+  EXPECT_EQ(schedule->known_guidance(0), 0);  // 1e-4 counts as none, but what is told is the table
+  EXPECT_EQ(schedule->next(nullptr, 0, at::zeros({1, 2, 2})).guidance.item<float>(), 1e-4f);
   EXPECT_EQ(schedule->known_guidance(3), 0.915);
 }
 
@@ -55,6 +56,8 @@ TEST(Halton, RanksAreAPermutationInHaltonOrder) {
   EXPECT_EQ(ranks[2 * 4 + 1].item<int64_t>(), 0);
   EXPECT_EQ(ranks[1 * 4 + 2].item<int64_t>(), 1);
   EXPECT_EQ(ranks[3 * 4 + 0].item<int64_t>(), 2);
+  // h2(5) = 5/8 and h3(5) = 7/9: on a grid of 9 the cell (5, 7), though 9 times a double of 7/9 is below 7.
+  EXPECT_EQ(halton_ranks(9, 9)[5 * 9 + 7].item<int64_t>(), 4);
   for (const auto& [h, w] : {std::pair{1, 1}, {7, 7}, {16, 16}, {3, 5}, {32, 32}}) {
     const at::Tensor r = halton_ranks(h, w);
     EXPECT_TRUE(at::equal(std::get<0>(r.sort()), at::arange(h * w))) << h << "x" << w;
@@ -69,6 +72,9 @@ TEST(Halton, RevealsTheReferencesCounts) {
   }
   EXPECT_EQ(halton_revealed(7, 8, 256), 256);
   EXPECT_EQ(halton_revealed(0, 64, 64), 1);
+  // acos(1/2) is pi/3: half of the steps reveal a third of the tokens, exactly.
+  for (const int64_t side : {3, 6, 12, 24})
+    EXPECT_EQ(halton_revealed(0, 2, side * side), side * side / 3) << side;
   // The ratio handed to decode_step must give the same count through float32.
   for (const int64_t n : {49, 64, 256, 1024}) {
     for (int64_t t = 0; t < 16; ++t) {
