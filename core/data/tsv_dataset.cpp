@@ -135,6 +135,9 @@ class TsvDataset : public ImageDataset {
   // The form of the table, from a heading or from what the first rows hold.
   void find_columns() {
     if (rows_.empty()) return;
+    const size_t seen = std::min<size_t>(rows_.size(), 100);
+    size_t of_four = 0;  // any single row may be a broken one
+    for (size_t i = 0; i < seen; ++i) of_four += split_row(line(i)).size() == 4;
     const auto first = split_row(line(0));
     if (first.size() == 2 && image_heading(first[0]) >= 0 &&
         image_heading(first[1]) == 1 - image_heading(first[0])) {
@@ -142,11 +145,11 @@ class TsvDataset : public ImageDataset {
       columns_ = {2, image, 1 - image, -1};
       has_heading_ = true;
       rows_.erase(rows_.begin());
-    } else if (first.size() == 4) {
+    } else if (2 * of_four > seen) {
       columns_ = {4, 0, 2, 3};
     } else {
       size_t left = 0, right = 0;
-      for (size_t i = 0; i < std::min<size_t>(rows_.size(), 100); ++i) {
+      for (size_t i = 0; i < seen; ++i) {
         const auto fields = split_row(line(i));
         if (fields.size() != 2) continue;
         left += looks_like_image(fields[0]), right += looks_like_image(fields[1]);

@@ -135,6 +135,22 @@ TEST(TsvDataset, NamesBrokenRowsAndReadersSkipThem) {
   EXPECT_NE(said.find("broken.png"), std::string::npos) << said;
 }
 
+TEST(TsvDataset, AnyRowMayBeBroken) {
+  const TempDir dir;
+  const std::string good = "b.jpg\t1\ttwo\t" + encode_base64(png_bytes(5, 3, 2)) + "\n";
+  // Fewer columns than four, two that look like a pair of caption and file, and more.
+  for (const char* broken : {"a\tb\tc\n", "a\tb.jpg\n", "a\tb\tc\td\te\n"}) {
+    put_file(dir / "t.tsv", broken + good + good);
+    const auto dataset = open_dataset(dir / "t.tsv");
+    expect_input_error([&] { dataset->image(0); }, {"row 1: has", "not 4"}, broken);
+    EXPECT_EQ(dataset->caption(2), "two") << broken;
+    EXPECT_EQ(dataset->image(2).width, 5) << broken;
+  }
+  put_file(dir / "c.png", png_bytes(4, 3, 1));
+  put_file(dir / "t.tsv", "four\tcolumns\tin\tone\none\tc.png\ntwo\tc.png\n");
+  EXPECT_EQ(open_dataset(dir / "t.tsv")->image(1).width, 4);
+}
+
 TEST(TsvDataset, SaysWhatItCannotUse) {
   const TempDir dir;
   put_file(dir / "t.tsv", "a cat\thttps://example.org/1.jpg\n");
