@@ -123,19 +123,21 @@ class GeneratorRecipe : public Recipe {
 
   StepReport step(int64_t step) override {
     const int64_t parts = config_.optimizer.accumulate, rows = config_.batch_size / parts;
-    const at::Tensor picked = batch_rows(step);
+    const Batch batch = draw_batch(data_, batch_rows(step), config_.condition_dropout);
     at::Tensor total;
     for (int64_t part = 0; part < parts; ++part) {
-      const at::Tensor index = picked.narrow(0, part * rows, rows);
-      const at::Tensor loss = part_loss(data_, index, config_.condition_dropout, config_.label_smoothing);
-      (loss / double(parts)).backward();
+      // The mean over all that the batch hides, however it is cut.
+      const Batch cut = batch.narrow(part * rows, rows);
+      const at::Tensor loss = batch_loss(cut, config_.label_smoothing) *
+                              (double(cut.hidden_count()) / double(batch.hidden_count()));
+      loss.backward();
       total = total.defined() ? total + loss.detach() : loss.detach();
     }
     const double rate = learning_rate_at(config_.optimizer, step, config_.loop.steps);
     const at::Tensor norm = optimizer_->step(rate);
     ema_->update(step);
     StepReport report;
-    report.values = {{"loss", total / double(parts)}, {"learning_rate", at::scalar_tensor(rate)}};
+    report.values = {{"loss", total}, {"learning_rate", at::scalar_tensor(rate)}};
     if (norm.defined()) report.values.emplace_back("gradient_norm", norm);
     report.images = config_.batch_size;
     return report;
@@ -151,13 +153,15 @@ class GeneratorRecipe : public Recipe {
     fixed.set_current_seed(context_.seed + 1);
     const int64_t count = held_out_->tokens.size(0);
     double sum = 0;
+    int64_t hidden = 0;
     for (int64_t begin = 0; begin < count; begin += config_.batch_size) {
-      const int64_t rows = std::min(config_.batch_size, count - begin);
-      const at::Tensor index = at::arange(begin, begin + rows);
-      sum += part_loss(*held_out_, index, 0, 0).item<double>() * double(rows);
+      const int64_t end = std::min(count, begin + config_.batch_size);
+      const Batch batch = draw_batch(*held_out_, at::arange(begin, end), 0);
+      sum += batch_loss(batch, 0).item<double>() * double(batch.hidden_count());
+      hidden += batch.hidden_count();
     }
     generator_.set_state(before.get_state());
-    return {{"held_out_loss", sum / double(count)}};
+    return {{"held_out_loss", sum / double(hidden)}};
   }
 
   std::vector<NamedImage> samples() override {
@@ -228,20 +232,38 @@ class GeneratorRecipe : public Recipe {
     return rows;
   }
 
-  at::Tensor part_loss(const TokenFile& file, const at::Tensor& index, double condition_dropout,
-                       double smoothing) {
+  // Rows of a token file with what was drawn for them, on the CPU.
+  struct Batch {
+    at::Tensor ids;      // (B, N) i64
+    at::Tensor hidden;   // (B, N) bool, at least one in every row
+    at::Tensor classes;  // (B) i64
+
+    int64_t hidden_count() const { return hidden.sum().item<int64_t>(); }
+    Batch narrow(int64_t begin, int64_t rows) const {
+      return {ids.narrow(0, begin, rows), hidden.narrow(0, begin, rows), classes.narrow(0, begin, rows)};
+    }
+  };
+
+  Batch draw_batch(const TokenFile& file, const at::Tensor& index, double condition_dropout) {
     const int64_t b = index.size(0), n = config_.model.tokens();
-    const at::Tensor ids = file.tokens.index_select(0, index).to(at::kLong);
-    at::Tensor classes = file.classes.index_select(0, index);
+    Batch batch;
+    batch.ids = file.tokens.index_select(0, index).to(at::kLong);
+    batch.classes = file.classes.index_select(0, index);
     const at::Tensor ratios =
         draw_mask_ratios(config_.mask_law, config_.mask_alpha, config_.mask_beta, b, generator_);
-    const at::Tensor hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
+    batch.hidden = hide_positions(ratios, at::rand({b, n}, generator_, at::kFloat));
     if (condition_dropout > 0)
-      classes = classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, empty_class());
-    at::Tensor condition = sent_to(context_.device, texts_ ? texts_->states(classes) : classes);
+      batch.classes =
+          batch.classes.masked_fill(at::rand({b}, generator_, at::kFloat) < condition_dropout, empty_class());
+    return batch;
+  }
+
+  // The mean over what is hidden.
+  at::Tensor batch_loss(const Batch& batch, double smoothing) {
+    at::Tensor condition = sent_to(context_.device, texts_ ? texts_->states(batch.classes) : batch.classes);
     if (texts_) condition = condition.to(at::kFloat);  // widened there: half the bytes travel
     const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
-    return masked_token_loss(*net_, ids, hidden, condition, smoothing);
+    return masked_token_loss(*net_, batch.ids, batch.hidden, condition, smoothing);
   }
 
   GeneratorTrainConfig config_;
