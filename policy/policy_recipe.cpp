@@ -351,7 +351,7 @@ class PolicyRecipe : public Recipe {
     Decisions decisions;         // of all B samples
   };
   // Rolls samples [begin, begin + count) of an update out, in parts.
-  Made roll_out(const PolicySchedule& policy, int64_t update, int64_t begin, int64_t count,
+  Made roll_out(const PolicySchedule& policy, int64_t update, int64_t begin, int64_t count, double std,
                 StateBuffer* states, DeferredChecks& checks) {
     std::vector<at::Tensor> tokens, classes, raw, log_prob, means;
     const bool round = memory_ == StateMemory::kFeatures || memory_ == StateMemory::kRecompute;
@@ -360,7 +360,7 @@ class PolicyRecipe : public Recipe {
       const Draws d = draws(update, begin + done, size, policy.steps());
       SamplerStart start = env_.start_of(d.classes, 0, d.index);
       start.seed = d.seed;
-      const RolloutSchedule schedule(policy, d.noise, std_, round);
+      const RolloutSchedule schedule(policy, d.noise, std, round);
       std::vector<SamplerObserver*> observers;
       if (states != nullptr) {
         states->expect(done, start.condition);
@@ -399,7 +399,7 @@ class PolicyRecipe : public Recipe {
       std::optional<StateBuffer> states;
       if (learns) states.emplace(memory_, env_.generator(), count, steps, context_.device);
       const double began = monotonic_seconds();
-      const Made made = roll_out(policy, update, 0, count, states ? &*states : nullptr, checks);
+      const Made made = roll_out(policy, update, 0, count, std_, states ? &*states : nullptr, checks);
       images = env_.decode(made.tokens);
       // A GPU has only been told what to do by then.
       if (images.is_cpu())
@@ -418,7 +418,10 @@ class PolicyRecipe : public Recipe {
       if (states) learn(made.decisions, rewards, *states, steps, values, checks);
     }
     if (update % kClassCheckEvery == 0) watch_classes(images, values);
-    if (loader_) train_reward(update, steps, images, classes, values, checks);
+    // The reward learns from the policy as it is now, which explores as in the next update.
+    const double next_std =
+        learns ? exploration_after(config_.exploration, std_, updates_learned(update)) : std_;
+    if (loader_) train_reward(update, steps, images, classes, next_std, values, checks);
     report_actions(mean_actions, values);
     at::Tensor weights = at::zeros({}, env_.long_options().dtype(at::kFloat));
     for (const auto& [name, parameter] : optimizer_->parameters())
@@ -439,7 +442,7 @@ class PolicyRecipe : public Recipe {
     }
     for (const std::string& text : watch_.look(update, updates_learned(update), std_, host))
       warning(cat("update ", update, ": ", text));
-    if (learns) std_ = exploration_after(config_.exploration, std_, updates_learned(update));
+    std_ = next_std;
     return report;
   }
 
@@ -469,14 +472,15 @@ class PolicyRecipe : public Recipe {
     values.add("first_ratio_error", ppo.first_ratio_error);
   }
 
-  // The reward's own steps: generated images of the policy as it is now, with exploration, against real ones.
+  // The reward's own steps: generated images of the policy as it is now, with exploration of width `std`,
+  // against real ones.
   void train_reward(int64_t update, int64_t steps, const at::Tensor& images, const at::Tensor& classes,
-                    ReportValues& values, DeferredChecks& checks) {
+                    double std, ReportValues& values, DeferredChecks& checks) {
     const int64_t size = config_.discriminator_batch, rounds = config_.discriminator_steps;
     at::Tensor fakes = images, fake_classes = classes;
     if (config_.fakes == "fresh") {
       const PolicySchedule& policy = policy_for(steps);
-      const Made made = roll_out(policy, update, config_.trajectories, rounds * size, nullptr, checks);
+      const Made made = roll_out(policy, update, config_.trajectories, rounds * size, std, nullptr, checks);
       fakes = env_.decode(made.tokens), fake_classes = made.classes;
     }
     std::vector<std::pair<std::string, at::Tensor>> sums;

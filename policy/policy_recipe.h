@@ -16,7 +16,8 @@
 
 namespace adanat {
 
-// Defaults are the reference's. One update: `trajectories` samples, `ppo.epochs` steps of the policy, then
+// Defaults are the reference's, but for `base`, which is off there: without it a run begins with actions that
+// mean nothing. One update: `trajectories` samples, `ppo.epochs` steps of the policy, then
 // `discriminator_steps` steps of the reward where it trains. In the first `discriminator_warmup` updates the
 // policy stays as it is: the scores of a discriminator that has seen nothing are noise.
 struct PolicyTrainConfig {

@@ -38,9 +38,9 @@ class Reward {
   virtual std::string name() const = 0;  // "conv", "projected", ..., "sum"
 
   // -> (B) float, larger is better. Evaluation mode, no gradient; no state changes except the draw of a crop
-  // where a ViT sees images larger than its own, and the running statistics of frechet. That a value is not
-  // finite is noted in `checks`, with the reward's name. Nothing waits for a GPU, but for frechet, whose
-  // algebra is the host's.
+  // where a ViT sees images larger than its own (one for all images of a call: they are compared with each
+  // other), and the running statistics of frechet. That a value is not finite is noted in `checks`, with the
+  // reward's name. Nothing waits for a GPU, but for frechet, whose algebra is the host's.
   virtual at::Tensor score(const at::Tensor& images, const at::Tensor& conditions,
                            DeferredChecks& checks) = 0;
   // The same, asking at once: RunError.

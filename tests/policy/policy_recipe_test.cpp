@@ -332,6 +332,19 @@ TEST(PolicyRecipe, Reports) {
   EXPECT_NE(reward->fakes[0], reward->fakes[1]);  // fresh images for each of its steps
 }
 
+TEST(PolicyRecipe, TheRewardLearnsFromTheWidthThatComesNext) {
+  std::vector<std::vector<double>> fakes;
+  for (const int64_t after : {-1, 0}) {
+    PolicyTrainConfig config = tiny_config();
+    config.exploration = {.std = 0.5, .decrease = 0.4, .after = after, .floor = 0.1};
+    Brightness* reward = nullptr;
+    const auto recipe = make(config, tiny_parts(&reward));
+    EXPECT_NEAR(value_of(recipe->step(0), "exploration"), 0.5, 1e-9);  // that of the rollout
+    fakes.push_back(reward->fakes);
+  }
+  EXPECT_NE(fakes[0], fakes[1]);
+}
+
 TEST(PolicyRecipe, ShowsTheSameSeedsBeforeAndAfterAndTheSchedule) {
   PolicyParts parts = tiny_parts();
   std::vector<at::Tensor> seen;
