@@ -26,7 +26,8 @@ struct EditOptions {
 // What is asked for, as far as it can be said without the model, and what it was asked with.
 class EditJob : public GenerateJob {
  public:
-  explicit EditJob(const EditOptions& o) : paste_back_(o.paste_back) {
+  explicit EditJob(const EditOptions& o)
+      : paste_back_(o.paste_back), classes_in_turn_(o.generate.classes.empty()) {
     image_ = load("image", o.image);
     request_.dilate = o.dilate;
     request_.strength = o.strength.value_or(1);
@@ -54,6 +55,8 @@ class EditJob : public GenerateJob {
   void prepare(Pipeline& pipeline) override {
     editor_.emplace(pipeline, image_, request_);
     const EditPlan& plan = editor_->plan();
+    if (classes_in_turn_ && !pipeline.config().from_texts())
+      note("no --class says what the image is to show: all classes in turn");
     said_["tokens"] = plan.cells.size();
     said_["tokens_remade"] = plan.remade();
     const std::string size = cat(plan.image.width, "x", plan.image.height);
@@ -92,7 +95,7 @@ class EditJob : public GenerateJob {
 
   Image image_;
   EditRequest request_;
-  bool paste_back_;
+  bool paste_back_, classes_in_turn_;
   Json said_;
   std::optional<Editor> editor_;
 };
@@ -105,11 +108,6 @@ void run_edit(const EditOptions& o) {
     throw InputError(
         "edit: say what to make anew: --mask FILE, --box X,Y,W,H, --expand L,T,R,B, or --strength for a "
         "share of the whole image");
-  if (o.generate.classes.empty() && o.generate.prompts.empty())
-    throw InputError(
-        "--class: say what the image is to show, by NAME or ID of one of the model's classes, or by --prompt "
-        "TEXT "
-        "for a model of texts");
   EditJob job(o);
   run_generate(o.generate, job);
 }
@@ -130,7 +128,7 @@ void add_edit(CLI::App& app) {
   command->add_option("--dilate", o->dilate, "grow the region by this many pixels")->capture_default_str();
   command->add_flag("--paste-back", o->paste_back,
                     "put the kept pixels back as they were, and smooth the seam");
-  o->generate.add_to(*command, "required");
+  o->generate.add_to(*command, "what the image is to show; default: all classes in turn");
   command->footer(
       "Give one of --mask, --box and --expand, or --strength alone. A token is made anew when any pixel of\n"
       "the region falls into its cell (docs/editing.md).\n"

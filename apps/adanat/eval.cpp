@@ -67,7 +67,7 @@ void check_options(const EvalOptions& o) {
   if (!o.plot.empty()) throw InputError("--plot: draws the results given with --compare A.json B.json ...");
   if (!o.plot_metric.empty()) throw InputError("--plot-metric: only together with --compare and --plot");
   if (o.images.empty() && o.model.empty()) throw InputError("give -m DIR to measure a model, or --images A");
-  const bool score_alone = o.metrics == "is" || o.metrics == "cs";  // needs no reference
+  const bool score_alone = o.metrics == "is";  // needs no reference
   if (o.reference.empty() && o.save_stats.empty() && !score_alone)
     throw InputError(
         "--reference: give the images or statistics to compare with (or --save-stats FILE.npz to keep "
@@ -151,18 +151,20 @@ fs::path choose_weights(const EvalOptions& o, const Protocol& protocol) {
     throw InputError(cat("--weights: protocol ", protocol.name,
                          " needs the Inception weights (pt_inception-2015-12-05 as .pth or "
                          ".safetensors); without them use --protocol classifier"));
-  fs::path weights = o.weights;
-  if (weights.empty())
-    weights = o.model.empty() ? bundled_measure() : fs::path(o.model) / "measure.safetensors";
-  if (weights.empty())
+  if (!o.weights.empty()) {
+    if (!fs::exists(o.weights)) throw InputError(cat(o.weights, ": no such file; give --weights"));
+    return o.weights;
+  }
+  if (!o.model.empty())
+    if (const fs::path own = fs::path(o.model) / "measure.safetensors"; fs::exists(own)) return own;
+  const fs::path bundled = bundled_measure();
+  if (bundled.empty())
     throw InputError(
         "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
         "measure network");
-  if (o.weights.empty() && o.model.empty())
-    note(cat("measured by ", weights.string(),
-             ", which knows traffic signs; --weights names another network"));
-  if (!fs::exists(weights)) throw InputError(cat(weights.string(), ": no such file; give --weights"));
-  return weights;
+  note(cat(o.model.empty() ? "" : o.model + " holds no measure network: ", "measured by ", bundled.string(),
+           ", which knows traffic signs; --weights names another network"));
+  return bundled;
 }
 
 Evaluation open_evaluation(const EvalOptions& o, const Protocol& protocol, const MetricSet& metrics,
@@ -259,11 +261,11 @@ void add_eval(CLI::App& app) {
       "--reference", o->reference,
       "what to compare with: .npz with mu and sigma, or a dataset; #split and @begin:end may follow");
   command->add_option("--metrics", o->metrics,
-                      "fid, kid, is, pr, sfid, with commas (classifier: fd, kd, cs, pr); default: fid (fd)");
+                      "fid, kid, is, pr, sfid, with commas (classifier: fd, kd, is, pr); default: fid (fd)");
   command->add_option(
       "--protocol", o->protocol,
       "adm, torch-fidelity, pytorch-fid, clean, adanat or classifier (the folder's measure network, the "
-      "default without --weights; without -m too, that of the bundled traffic signs)");
+      "default without --weights; where there is none, that of the bundled traffic signs)");
   command->add_option("--weights", o->weights,
                       "Inception weights (.pth, .safetensors) or a measure network; default: the folder's");
   command->add_option("--repeats", o->repeats, "seeds s, s+1, ...: mean, standard deviation, values")

@@ -72,6 +72,8 @@ TextChunks parameters_chunk(const Making& making, int64_t index, const std::vect
     j["sampling_temperature"] = table.sampling_temperature;
   } else {
     j["actions"] = schedule.describe();
+    // A table's list; a policy decides it for every image and step (--trace).
+    j["guidance"] = j["actions"].contains("guidance") ? j["actions"]["guidance"] : Json(schedule.name());
   }
   j["seed"] = options.seed;
   j["index"] = index;

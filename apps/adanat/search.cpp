@@ -195,6 +195,9 @@ void run_search(const SearchOptions& o) {
 void add_search(CLI::App& app) {
   auto* search = app.add_subcommand("search", "search for a schedule");
   search->require_subcommand(1);
+  search->footer(
+      "Example:\n"
+      "  adanat search schedule -m models/signs --reference signs.tar.gz --steps 4 -o signs-T4.json");
   auto* command =
       search->add_subcommand("schedule", "a table for all images, by FD under the features network");
   auto o = std::make_shared<SearchOptions>();

@@ -4,10 +4,8 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
 
-#include <cstdio>
-#include <filesystem>
-
 #include "apps/adanat/cli.h"
+#include "apps/adanat/generate_files.h"
 #include "apps/pipeline/pipeline.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
@@ -17,7 +15,6 @@
 #include "core/io/atomic_file.h"
 
 namespace adanat {
-namespace fs = std::filesystem;
 namespace {
 
 struct EncodeOptions {
@@ -107,35 +104,19 @@ void run_decode(const DecodeOptions& o) {
                 "; the images will not be those that were meant"));
   const int64_t count = saved.tokens.size(0);
   if (count == 0) throw InputError(cat(o.input, ": holds no rows of tokens; there is nothing to decode"));
-  const bool single = fs::path(o.output).extension() == ".png";
-  if (!single && !o.output.ends_with('/') && fs::path(o.output).has_extension() &&
-      !fs::is_directory(o.output))
-    throw InputError(
-        cat("--output ", o.output, ": images are written as PNG; give FILE.png (one grid) or DIR/"));
-  if (!single) {
-    std::error_code error;
-    fs::create_directories(o.output, error);
-    if (error) throw InputError(cat("--output ", o.output, ": cannot make this folder: ", error.message()));
-  }
-  const AtomicFile probe(single ? fs::path(o.output) : fs::path(o.output) / "00000.png");
+  const OutputNames names(o.output, /*grid=*/"", count, /*first_index=*/0);
   Progress progress("decode", count, "images");
   std::vector<at::Tensor> all;
   for (int64_t begin = 0; begin < count; begin += o.batch_size) {
     check_interrupt();
     const int64_t size = std::min(o.batch_size, count - begin);
     const at::Tensor images = decode_to_bytes(*tokenizer, saved.tokens.narrow(0, begin, size).to(device));
-    if (single) all.push_back(images);
-    for (int64_t i = 0; !single && i < size; ++i) {
-      char name[32];
-      std::snprintf(name, sizeof name, "%05lld.png", static_cast<long long>(begin + i));
-      write_png(fs::path(o.output) / name, to_image(images[i]));
-    }
+    if (names.single()) all.push_back(images);
+    for (int64_t i = 0; !names.single() && i < size; ++i)
+      write_png(names.file(begin + i), to_image(images[i]));
     progress.update(begin + size);
   }
-  if (single) {
-    const auto [rows, columns] = grid_shape(count);
-    write_png(o.output, make_grid(at::cat(all), rows, columns));
-  }
+  if (names.single()) write_png(names.file(0), make_grid(at::cat(all), names.rows(), names.columns()));
 }
 
 }  // namespace
@@ -143,6 +124,10 @@ void run_decode(const DecodeOptions& o) {
 void add_tokenize(CLI::App& app) {
   auto* command = app.add_subcommand("tokenize", "images <-> token files");
   command->require_subcommand(1);
+  command->footer(
+      "Examples:\n"
+      "  adanat tokenize encode -m runs/tokenizer/model --data signs.tar.gz -o tokens.safetensors\n"
+      "  adanat tokenize decode -m runs/tokenizer/model -i tokens.safetensors -o decoded/");
   auto* encode =
       command->add_subcommand("encode", "a dataset -> a token file, what generators are trained on");
   auto e = std::make_shared<EncodeOptions>();
@@ -166,7 +151,7 @@ void add_tokenize(CLI::App& app) {
   decode->add_option("-m,--model", d->model, "model folder with a tokenizer")->required();
   decode->add_option("-i,--input", d->input, "token file, or what `generate --save-tokens` wrote")
       ->required();
-  decode->add_option("-o,--output", d->output, "FILE.png (one grid) or DIR")->required();
+  decode->add_option("-o,--output", d->output, "FILE.png (one grid), DIR/ or DIR/%05d.png")->required();
   decode->add_option("-b,--batch-size", d->batch_size, "images decoded together")
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));

@@ -426,7 +426,10 @@ void add_train(CLI::App& app) {
   train->require_subcommand(1);
   train->footer(
       "Order: classifier (twice: features and measure), tokenizer, `adanat tokenize encode`, generator, "
-      "policy.");
+      "policy.\n"
+      "Example:\n"
+      "  adanat train tokenizer --config configs/signs/tokenizer.json --data signs.tar.gz --out "
+      "runs/tokenizer");
   add_kind(
       *train, "classifier", "a small network for losses (features) or for measuring (measure)",
       config_help<ClassifierTrainConfig>(),

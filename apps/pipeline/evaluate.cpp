@@ -37,20 +37,19 @@ at::Tensor pillow_299(const at::Tensor& bytes) {
 
 MetricSet parse_metrics(const std::string& list, const Protocol& protocol) {
   const bool classifier = protocol.network == "classifier";
-  const std::string known = classifier ? "fd, kd, cs and pr (fid, kid and is are read as the first three)"
-                                       : "fid, kid, is, pr and sfid";
+  const std::string known =
+      classifier ? "fd, kd, is and pr (fid and kid are read as the first two)" : "fid, kid, is, pr and sfid";
   MetricSet out;
   std::set<std::string> seen;
   for (size_t begin = 0; begin <= list.size();) {
     const size_t comma = std::min(list.find(',', begin), list.size());
     std::string name = list.substr(begin, comma - begin);
     if (classifier && (name == "fid" || name == "kid")) name = name == "fid" ? "fd" : "kd";
-    if (classifier && name == "is") name = "cs";
     if (name == (classifier ? "fd" : "fid"))
       out.frechet = true;
     else if (name == (classifier ? "kd" : "kid"))
       out.kernel = true;
-    else if (name == (classifier ? "cs" : "is"))
+    else if (name == "is")
       out.score = true;
     else if (name == "pr")
       out.manifold = true;
@@ -223,7 +222,7 @@ void require_images(const Protocol& protocol, const MetricSet& metrics, const Ex
     need(metric, least, " on both sides" + why, *reference);
   };
   if (metrics.score)
-    need(classifier ? "cs" : "is", std::max<int64_t>(1, protocol.is_splits),
+    need("is", std::max<int64_t>(1, protocol.is_splits),
          cat(" (one for each of its ", protocol.is_splits, " splits)"), set);
   if (!reference) return;
   if (metrics.frechet)
@@ -250,9 +249,8 @@ ExpectedSet as_expected(const MeasuredSet& set, const std::string& name) {
 
 Figure score_figure(const MeasuredSet& set, const std::string& set_name, const Protocol& protocol) {
   require_images(protocol, {.score = true}, as_expected(set, set_name), std::nullopt);
-  const std::string name = protocol.network == "classifier" ? "cs" : "is";
   const MeanAndDeviation value = set.score();
-  return {name, value.mean, value.deviation};
+  return {"is", value.mean, value.deviation};
 }
 
 std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_name,

@@ -21,8 +21,8 @@ namespace adanat {
 struct MetricSet {
   bool frechet = false, kernel = false, score = false, manifold = false, spatial = false;
 };
-// "fid,kid,is,pr,sfid" (fd, kd and cs for these under the classifier). InputError for an unknown or repeated
-// name, or one that the protocol does not have.
+// "fid,kid,is,pr,sfid" (fd and kd for the first two under the classifier). InputError for an unknown or
+// repeated name, or one that the protocol does not have.
 MetricSet parse_metrics(const std::string& list, const Protocol& protocol);
 
 // What a protocol's network is given of images: (B, 3, H, W) u8; or f32, in [0, 1] where the protocol does
@@ -113,8 +113,8 @@ struct ExpectedSet {
 void require_images(const Protocol& protocol, const MetricSet& metrics, const ExpectedSet& set,
                     const std::optional<ExpectedSet>& reference);
 
-// Inception score ("is") or classifier score ("cs") of the set alone. InputError: statistics without images,
-// fewer images than splits.
+// Inception score ("is"), or what the classifier makes of its formula, of the set alone. InputError:
+// statistics without images, fewer images than splits.
 Figure score_figure(const MeasuredSet& set, const std::string& set_name, const Protocol& protocol);
 
 }  // namespace adanat

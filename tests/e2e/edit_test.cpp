@@ -261,7 +261,20 @@ TEST_F(Edit, APolicyDecidesFromTheKnownTokens) {
   const Json edited = read_json_file(path("e.json")), made = read_json_file(path("g.json"));
   EXPECT_NE(edited["samples"][0]["actions"][0], made["samples"][0]["actions"][0]);
   EXPECT_EQ(edited["samples"][0]["revealed"][2], 64);
-  EXPECT_NE(read_png_text(path("out/00000.png"))[0].second.find("Sampler: adaptive"), std::string::npos);
+  const std::string said = read_png_text(path("out/00000.png"))[0].second;
+  EXPECT_NE(said.find("Sampler: adaptive"), std::string::npos);
+  EXPECT_NE(said.find("\"guidance\":\"adaptive\""), std::string::npos) << said;
+}
+
+TEST_F(Edit, WithoutAClassTheyAreTakenInTurn) {
+  const std::string rest = " --box 0,0,20,20 -n 2 --schedule cosine -o ";
+  const auto outcome = adanat_run(dir_, edit(rest + path("turn/")));
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  expect_ok(edit("-c 0,1" + rest + path("named/")));
+  for (const char* name : {"00000.png", "00001.png"}) {
+    const std::string turn = read_file(path("turn/") + name);
+    EXPECT_EQ(turn, read_file(path("named/") + name)) << name;
+  }
 }
 
 TEST_F(Edit, WrongUseIsOneLineAndStatusTwo) {
@@ -273,7 +286,6 @@ TEST_F(Edit, WrongUseIsOneLineAndStatusTwo) {
   const std::string to = "-c stop -o " + path("x.png") + " ", box = " --box 0,0,8,8 ";
   expect(edit(to), "say what to make anew");
   expect(edit(to + "--dilate 1"), "say what to make anew");
-  expect(edit("-o " + path("x.png") + box), "--class");
   expect(edit("-c nonsense -o " + path("x.png") + box), "close ones");
   expect(edit(to + "--box 30,0,3,3"), "--box 30,0,3,3: leaves the image, which is 32x32 pixels");
   expect(edit(to + "--box 1,2,3"), "--box 1,2,3: must be X,Y,WIDTH,HEIGHT");

@@ -163,7 +163,7 @@ TEST_F(EvalFigures, AccuracyWhereTheClassesAreTheNetworks) {
   fs::copy(dir_ / "images" / "i1000.png",
            dir_ / "tree" / measurer.class_names()[size_t(named[0].item<int64_t>())] / "again.png");
   const Json j =
-      run("eval --quiet --weights " + model() + "/measure.safetensors --metrics cs --images " + path("tree"));
+      run("eval --quiet --weights " + model() + "/measure.safetensors --metrics is --images " + path("tree"));
   EXPECT_DOUBLE_EQ(value(j, "accuracy"), right / 44);
   write_set("plain", 12, 3);
   const Json both = run(given("plain", "tree"));
@@ -176,7 +176,7 @@ TEST_F(EvalFigures, ReconstructionsAreThoseOfTheTokenizer) {
   const at::Tensor images = images_of("a").to(at::kFloat) / 255;
   write_file_atomic(dir_ / "a" / "i1999.png", "broken");
   const Json j =
-      run("eval --quiet --tokenizer -m " + model() + " --metrics cs --skip-broken -b 4 --dtype float32 " +
+      run("eval --quiet --tokenizer -m " + model() + " --metrics is --skip-broken -b 4 --dtype float32 " +
           "--save-stats " + path("s.npz") + " --images " + path("a"));
   EXPECT_EQ(j.at("skipped"), 1);
   const at::NoGradGuard no_grad;

@@ -19,13 +19,13 @@ class Eval : public testing::EvalFixture {};
 TEST_F(Eval, FoldersHaveTheKeysOfTheManual) {
   write_set("a", 30, 0);
   write_set("b", 25, 99);
-  const Json j = run(given("a", "b") + "--metrics fd,kid,cs,pr --kid-subset-size 10 --kid-subsets 4");
+  const Json j = run(given("a", "b") + "--metrics fd,kid,is,pr --kid-subset-size 10 --kid-subsets 4");
   EXPECT_EQ(j.at("protocol"), "classifier");
   EXPECT_EQ(j.at("count"), 30);
   EXPECT_EQ(j.at("reference_count"), 25);
   EXPECT_EQ(j.at("weights_sha256").get<std::string>().size(), 64u);
   EXPECT_TRUE(j.at("seed").is_null());
-  for (const char* name : {"fd", "kd", "cs", "precision", "recall", "f_score", "density", "coverage"})
+  for (const char* name : {"fd", "kd", "is", "precision", "recall", "f_score", "density", "coverage"})
     EXPECT_TRUE(j.at("metrics").at(name).at("value").is_number()) << name;
   EXPECT_TRUE(j.at("metrics").at("kd").at("std").is_number());
   EXPECT_FALSE(j.at("metrics").contains("fid"));
@@ -42,8 +42,8 @@ TEST_F(Eval, ReconstructionsOfOneSetAgainstStatisticsOfAnother) {
       path("b.npz"));
   const std::string tokenizer = "eval --quiet --tokenizer -m " + model() + " --images " + path("a");
   EXPECT_TRUE(
-      run(tokenizer + " --reference " + path("b.npz") + " --metrics fd,cs").at("metrics").contains("cs"));
-  EXPECT_TRUE(run(tokenizer + " --metrics cs").at("metrics").contains("cs"));
+      run(tokenizer + " --reference " + path("b.npz") + " --metrics fd,is").at("metrics").contains("is"));
+  EXPECT_TRUE(run(tokenizer + " --metrics is").at("metrics").contains("is"));
 }
 
 // Without a model folder and without weights: the measure network that comes with the program.
@@ -54,6 +54,19 @@ TEST_F(Eval, TheBundledNetworkMeasures) {
   ASSERT_EQ(outcome.status, 0) << outcome.err;
   EXPECT_NE(outcome.err.find("models/signs/measure.safetensors"), std::string::npos) << outcome.err;
   EXPECT_EQ(Json::parse(outcome.out).at("protocol"), "classifier");
+}
+
+TEST_F(Eval, AFolderWithoutAMeasureNetworkIsMeasuredByTheBundledOne) {
+  write_set("b", 12, 50);
+  fs::create_directory(path("m"));
+  for (const char* file : {"config.json", "tokenizer.safetensors", "generator.safetensors"})
+    fs::copy_file(fs::path(model()) / file, fs::path(path("m")) / file);
+  const std::string flags = " --count 4 --steps 1 --schedule cosine --cache none --reference " + path("b");
+  const auto without = adanat_run(dir_, "eval -m " + path("m") + flags);
+  ASSERT_EQ(without.status, 0) << without.err;
+  EXPECT_NE(without.err.find("m holds no measure network: measured by "), std::string::npos) << without.err;
+  EXPECT_EQ(value(Json::parse(without.out), "fd"), value(run("eval --quiet -m " + model() + flags), "fd"));
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, "eval -m " + path("none") + flags), 2, "none"));
 }
 
 TEST_F(Eval, StatisticsGiveTheFiguresOfTheirImages) {
@@ -110,7 +123,7 @@ TEST_F(Eval, OnlyWhatIsMeantIsMeasured) {
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, alone + path("one") + " --save-stats " + path("s.npz")), 2,
                                 "2 images"));
   // The score needs no reference.
-  EXPECT_GE(run(alone + path("a") + " --metrics cs").at("metrics").at("cs").at("value").get<double>(), 1);
+  EXPECT_GE(run(alone + path("a") + " --metrics is").at("metrics").at("is").at("value").get<double>(), 1);
   // The classes of a folder of images are not the model's: in turn, and the result says so.
   const std::string generate =
       "eval -m " + model() + " --count 4 --steps 1 --cache none --reference " + path("b");
@@ -131,7 +144,7 @@ TEST_F(Eval, OnlyWhatIsMeantIsMeasured) {
 TEST_F(Eval, AStoppedRunGoesOnToTheSameDigits) {
   write_set("b", 30, 99);
   const std::string command = "eval --quiet -m " + model() + " --count 64 -b 4 --steps 3 --reference " +
-                              path("b") + " --metrics fd,cs,pr --labels random --cache ";
+                              path("b") + " --metrics fd,is,pr --labels random --cache ";
   const Json whole = run(command + path("cache-a"));
   const std::string stopped = testing::binary() + " " + command + path("cache-b") + " >/dev/null 2>&1";
   const pid_t child = fork();

@@ -150,6 +150,9 @@ TEST_F(Shapes, GeneratesEveryKindOfOutput) {
   EXPECT_EQ(saved.at("steps").sizes(), (std::vector<int64_t>{3, 5, 16}));
   expect_ok("tokenize decode -m " + model() + " -i " + path("many/t.safetensors") + " -o " + path("decoded"));
   EXPECT_EQ(read_image(path("decoded/00003.png")).rgb, read_image(path("many/00003.png")).rgb);
+  expect_ok("tokenize decode -m " + model() + " -i " + path("many/t.safetensors") + " -o " +
+            path("named/%03d.png"));
+  EXPECT_EQ(read_file(path("named/003.png")), read_file(path("decoded/00003.png")));
 }
 
 TEST_F(Shapes, ASeedIsAnImageAcrossCommands) {
