@@ -155,15 +155,21 @@ fs::path choose_weights(const EvalOptions& o, const Protocol& protocol) {
     if (!fs::exists(o.weights)) throw InputError(cat(o.weights, ": no such file; give --weights"));
     return o.weights;
   }
-  if (!o.model.empty())
+  if (!o.model.empty()) {
+    read_model_config(o.model);  // says what is wrong with the folder, before what it lacks
     if (const fs::path own = fs::path(o.model) / "measure.safetensors"; fs::exists(own)) return own;
+  }
   const fs::path bundled = bundled_measure();
   if (bundled.empty())
     throw InputError(
         "--weights: give a measure.safetensors or Inception weights, or -m DIR with a folder that holds a "
         "measure network");
-  note(cat(o.model.empty() ? "" : o.model + " holds no measure network: ", "measured by ", bundled.string(),
-           ", which knows traffic signs; --weights names another network"));
+  const std::string by =
+      cat("measured by ", bundled.string(), ", which knows traffic signs; --weights names another network");
+  if (o.model.empty())
+    note(by);
+  else
+    warning(cat(o.model, " holds no measure network: ", by));
   return bundled;
 }
 
@@ -266,8 +272,10 @@ void add_eval(CLI::App& app) {
       "--protocol", o->protocol,
       "adm, torch-fidelity, pytorch-fid, clean, adanat or classifier (the folder's measure network, the "
       "default without --weights; where there is none, that of the bundled traffic signs)");
-  command->add_option("--weights", o->weights,
-                      "Inception weights (.pth, .safetensors) or a measure network; default: the folder's");
+  command->add_option(
+      "--weights", o->weights,
+      "Inception weights (.pth, .safetensors) or a measure network; default: the folder's, else "
+      "that of the bundled traffic signs");
   command->add_option("--repeats", o->repeats, "seeds s, s+1, ...: mean, standard deviation, values")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));

@@ -72,8 +72,11 @@ TextChunks parameters_chunk(const Making& making, int64_t index, const std::vect
     j["sampling_temperature"] = table.sampling_temperature;
   } else {
     j["actions"] = schedule.describe();
-    // A table's list; a policy decides it for every image and step (--trace).
-    j["guidance"] = j["actions"].contains("guidance") ? j["actions"]["guidance"] : Json(schedule.name());
+    // What is applied at each step; a policy that decides it for every image leaves it to --trace.
+    Json applied = Json::array();
+    for (int64_t t = 0; t < schedule.steps(); ++t)
+      if (const auto w = schedule.known_guidance(t)) applied.push_back(*w);
+    j["guidance"] = int64_t(applied.size()) == schedule.steps() ? applied : Json(schedule.name());
   }
   j["seed"] = options.seed;
   j["index"] = index;

@@ -1,5 +1,5 @@
-// Where the images of `adanat generate` and `adanat edit` go: pictures with their metadata, tokens, the
-// trace.
+// Where the images of `adanat generate`, `adanat edit` and (their names) `adanat tokenize decode` go:
+// pictures with their metadata, tokens, the trace.
 #pragma once
 #include <ATen/core/Tensor.h>
 

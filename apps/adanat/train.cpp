@@ -428,8 +428,8 @@ void add_train(CLI::App& app) {
       "Order: classifier (twice: features and measure), tokenizer, `adanat tokenize encode`, generator, "
       "policy.\n"
       "Example:\n"
-      "  adanat train tokenizer --config configs/signs/tokenizer.json --data signs.tar.gz --out "
-      "runs/tokenizer");
+      "  adanat train classifier --config configs/signs/features.json --data signs.tar.gz --out "
+      "runs/features");
   add_kind(
       *train, "classifier", "a small network for losses (features) or for measuring (measure)",
       config_help<ClassifierTrainConfig>(),

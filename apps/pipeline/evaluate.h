@@ -1,6 +1,6 @@
 // Measuring images: a network's features of a set, and what two sets' features say of each other, under one
-// protocol. Under protocol "classifier" (a model folder's `measure` network) the figures are FD, KD and CS,
-// never FID, KID or IS.
+// protocol. Under protocol "classifier" (a model folder's `measure` network) the distances are FD and KD,
+// never FID or KID, and `is` is that network's score.
 #pragma once
 #include <memory>
 #include <optional>

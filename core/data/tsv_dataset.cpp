@@ -136,8 +136,11 @@ class TsvDataset : public ImageDataset {
   void find_columns() {
     if (rows_.empty()) return;
     const size_t seen = std::min<size_t>(rows_.size(), 100);
-    size_t of_four = 0;  // any single row may be a broken one
-    for (size_t i = 0; i < seen; ++i) of_four += split_row(line(i)).size() == 4;
+    size_t of_two = 0, of_four = 0;  // any row may be a broken one
+    for (size_t i = 0; i < seen; ++i) {
+      const size_t fields = split_row(line(i)).size();
+      of_two += fields == 2, of_four += fields == 4;
+    }
     const auto first = split_row(line(0));
     if (first.size() == 2 && image_heading(first[0]) >= 0 &&
         image_heading(first[1]) == 1 - image_heading(first[0])) {
@@ -145,7 +148,7 @@ class TsvDataset : public ImageDataset {
       columns_ = {2, image, 1 - image, -1};
       has_heading_ = true;
       rows_.erase(rows_.begin());
-    } else if (2 * of_four > seen) {
+    } else if (of_four > of_two || (of_four == of_two && first.size() == 4)) {
       columns_ = {4, 0, 2, 3};
     } else {
       size_t left = 0, right = 0;

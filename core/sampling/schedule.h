@@ -36,8 +36,8 @@ class Schedule {
   virtual void see_tokens(ScheduleState*, const at::Tensor&) const {}
   // features (B, N, D): of the conditional pass on the current tokens. step in [0, steps()).
   virtual Action next(ScheduleState* state, int64_t step, const at::Tensor& features) const = 0;
-  // The guidance that every sample gets at this step, where it is known before the forward pass. 0 means that
-  // no unconditional row is computed.
+  // The guidance that is applied to every sample at this step, where it is known before the forward pass. 0:
+  // no unconditional row is computed, though next() may tell a guidance below kNoGuidanceBelow.
   virtual std::optional<double> known_guidance(int64_t step) const = 0;
   // Whether TableOptions shaped it (--guidance and its like); false for tables that bring their own numbers.
   virtual bool takes_table_options() const { return false; }

@@ -146,6 +146,10 @@ TEST(TsvDataset, AnyRowMayBeBroken) {
     EXPECT_EQ(dataset->caption(2), "two") << broken;
     EXPECT_EQ(dataset->image(2).width, 5) << broken;
   }
+  put_file(dir / "t.tsv", good + "a\tb.jpg\n");
+  EXPECT_EQ(open_dataset(dir / "t.tsv")->image(0).width, 5);
+  put_file(dir / "t.tsv", "a\tb\tc\na\n" + good);
+  EXPECT_EQ(open_dataset(dir / "t.tsv")->image(2).width, 5);
   put_file(dir / "c.png", png_bytes(4, 3, 1));
   put_file(dir / "t.tsv", "four\tcolumns\tin\tone\none\tc.png\ntwo\tc.png\n");
   EXPECT_EQ(open_dataset(dir / "t.tsv")->image(1).width, 4);

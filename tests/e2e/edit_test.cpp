@@ -268,8 +268,12 @@ TEST_F(Edit, APolicyDecidesFromTheKnownTokens) {
 
 TEST_F(Edit, WithoutAClassTheyAreTakenInTurn) {
   const std::string rest = " --box 0,0,20,20 -n 2 --schedule cosine -o ";
-  const auto outcome = adanat_run(dir_, edit(rest + path("turn/")));
+  std::string aloud = edit(rest + path("turn/"));
+  aloud.erase(aloud.find(" --quiet"), 8);
+  const auto outcome = adanat_run(dir_, aloud);
   ASSERT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("no --class says what the image is to show: all classes in turn"),
+            std::string::npos);
   expect_ok(edit("-c 0,1" + rest + path("named/")));
   for (const char* name : {"00000.png", "00001.png"}) {
     const std::string turn = read_file(path("turn/") + name);
