@@ -152,7 +152,7 @@ fs::path choose_weights(const EvalOptions& o, const Protocol& protocol) {
                          " needs the Inception weights (pt_inception-2015-12-05 as .pth or "
                          ".safetensors); without them use --protocol classifier"));
   if (!o.weights.empty()) {
-    if (!fs::exists(o.weights)) throw InputError(cat(o.weights, ": no such file; give --weights"));
+    if (!fs::exists(o.weights)) throw InputError(cat("--weights ", o.weights, ": no such file"));
     return o.weights;
   }
   if (!o.model.empty()) {
