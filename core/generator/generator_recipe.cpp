@@ -147,21 +147,20 @@ class GeneratorRecipe : public Recipe {
     if (!held_out_.has_value()) return {};
     const WithAverages averaged(*this);
     const at::NoGradGuard no_grad;
-    // The same masks at every evaluation, and no trace of it in the training's random state.
+    // The same masks at every evaluation, for batches of any size, and no trace of it in the training's
+    // random state.
     const at::Generator before = generator_.clone();
     at::Generator fixed = generator_;
     fixed.set_current_seed(context_.seed + 1);
     const int64_t count = held_out_->tokens.size(0);
+    const Batch all = draw_batch(*held_out_, at::arange(count), 0);
     double sum = 0;
-    int64_t hidden = 0;
     for (int64_t begin = 0; begin < count; begin += config_.batch_size) {
-      const int64_t end = std::min(count, begin + config_.batch_size);
-      const Batch batch = draw_batch(*held_out_, at::arange(begin, end), 0);
-      sum += batch_loss(batch, 0).item<double>() * double(batch.hidden_count());
-      hidden += batch.hidden_count();
+      const Batch cut = all.narrow(begin, std::min(count - begin, config_.batch_size));
+      sum += batch_loss(cut, 0).item<double>() * double(cut.hidden_count());
     }
     generator_.set_state(before.get_state());
-    return {{"held_out_loss", sum / double(hidden)}};
+    return {{"held_out_loss", sum / double(all.hidden_count())}};
   }
 
   std::vector<NamedImage> samples() override {

@@ -233,6 +233,20 @@ TEST(GeneratorRecipe, EvaluationLeavesTrainingUntouched) {
   for (const auto& [name, tensor] : a) EXPECT_TRUE(at::equal(tensor, b.at(name))) << name;
 }
 
+TEST(GeneratorRecipe, HeldOutLossIsTheMeanOverAllThatIsHidden) {
+  const testing::TempDir dir;
+  write_token_file(dir / "held.safetensors", class_patterns());
+  std::vector<double> losses;
+  for (const int64_t batch_size : {16, 3}) {
+    GeneratorTrainConfig config = small_config(1);
+    config.batch_size = batch_size;
+    config.held_out = (dir / "held.safetensors").string();
+    losses.push_back(make_generator_recipe(config, class_patterns(), nullptr, {}, {})->evaluate()[0].second);
+  }
+  // Sums of float32 in another order differ by some 1e-7.
+  EXPECT_NEAR(losses[0], losses[1], 1e-6);
+}
+
 // What a run of three steps came to, as another run may take it over.
 GeneratorInit trained_init() {
   const auto recipe = make_generator_recipe(small_config(3), class_patterns(), nullptr, {}, {});
