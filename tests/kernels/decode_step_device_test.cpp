@@ -2,9 +2,13 @@
 // of shuffles.
 #include "decode_step_case.h"
 #include "kernels/decode_step.cuh"
+#include "kernels/decode_step.h"
 
 namespace adanat::kernels::testing {
 namespace {
+
+// The kernel cannot include the operator's header; its numbers are the same.
+static_assert(kRuleMaskgit == int64_t(RemaskRule::kMaskgit) && kRuleOrder == int64_t(RemaskRule::kOrder));
 
 template <class T>
 void draw_row_as_a_warp(const DecodeStepArgs& a, int64_t b, int64_t n) {
