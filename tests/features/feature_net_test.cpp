@@ -19,11 +19,13 @@
 #include "core/features/classifier.h"
 #include "core/features/perceptual.h"
 #include "core/nn/module_state.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {
 namespace {
 namespace fs = std::filesystem;
+using testing::message_of;
 using testing::TempDir;
 
 ClassifierConfig small_config() {
@@ -57,16 +59,6 @@ fs::path write_classifier(const TempDir& dir, const ClassifierConfig& config, Me
   metadata.try_emplace("config", config_to_json(config).dump());
   write_tensors(file, module_state(*filled_net(config)), metadata);
   return file;
-}
-
-template <class F>
-std::string message_of(F run) {
-  try {
-    run();
-  } catch (const InputError& e) {
-    return e.what();
-  }
-  return "no InputError";
 }
 
 TEST(ClassifierFeatures, FrozenEqualsEvaluationMode) {

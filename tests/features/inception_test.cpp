@@ -9,11 +9,13 @@
 
 #include "core/base/error.h"
 #include "core/base/sha256.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {
 namespace {
 using testing::golden;
+using testing::message_of;
 using testing::TempDir;
 
 // Weights by the fill rule, convolutions times 1.6 in float64 (tests/golden/data/README.md). Made once: 24
@@ -170,12 +172,7 @@ TEST(InceptionTest, FilesAreRecognisedAndErrorsNameTheKey) {
                1e-6);
 
   const auto message = [](const TensorMap& broken) -> std::string {
-    try {
-      InceptionNet made(broken, "f.pth");
-    } catch (const InputError& error) {
-      return error.what();
-    }
-    return "no error";
+    return message_of([&] { InceptionNet made(broken, "f.pth"); });
   };
   TensorMap broken = weights();
   broken.erase("Mixed_6c.branch7x7_2.bn.bias");

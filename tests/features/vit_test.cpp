@@ -14,12 +14,14 @@
 
 #include "core/base/error.h"
 #include "support/golden_noise.h"
+#include "support/message_of.h"
 #include "support/vit_tensors.h"
 
 namespace adanat {
 namespace {
 using at::indexing::Slice;
 using testing::golden_tolerance;
+using testing::message_of;
 using testing::TempDir;
 using testing::vit_tensors;
 using testing::VitShape;
@@ -158,12 +160,7 @@ TEST(Vit, GradientsReachTheImagesOnly) {
 TEST(Vit, RefusesWhatDoesNotFit) {
   const TensorMap good = vit_tensors(kMini, "");
   const auto message = [](const TensorMap& tensors, const Metadata& metadata) -> std::string {
-    try {
-      make_vit_features(tensors, metadata, "some.safetensors");
-    } catch (const InputError& e) {
-      return e.what();
-    }
-    return "no InputError";
+    return message_of([&] { make_vit_features(tensors, metadata, "some.safetensors"); });
   };
   const Metadata heads{{"heads", "2"}};
   const auto expect = [&](const std::string& got, const std::string& part) {

@@ -2,14 +2,15 @@
 
 #include <ATen/ops/zeros.h>
 
-#include <functional>
 #include <string>
 
 #include "core/base/error.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {
 namespace {
+using testing::message_of;
 
 at::Tensor flags(std::initializer_list<bool> values) {
   at::Tensor out = at::zeros({int64_t(values.size())}, at::kBool);
@@ -22,20 +23,14 @@ DeferredChecks::Failure numbered(const char* what) {
   return [what](int64_t i) { return cat(what, " ", i); };
 }
 
-std::string failure_of(const std::function<void()>& run) {
-  try {
-    run();
-  } catch (const RunError& e) {
-    return e.what();
-  }
-  return "";
-}
-
 TEST(DeferredChecks, ThrowOnTheCpuWhereTheyAreNoted) {
   DeferredChecks checks;
   checks.expect(flags({true, true}), numbered("first"));
   EXPECT_FALSE(checks.flags().defined()) << "answered already";
-  EXPECT_EQ(failure_of([&] { checks.expect(flags({true, false, false}), numbered("second")); }), "second 1");
+  EXPECT_EQ(message_of<RunError>([&] {
+              checks.expect(flags({true, false, false}), numbered("second"));
+            }),
+            "second 1");
   checks.settle();
 }
 
@@ -45,12 +40,12 @@ TEST(DeferredChecks, WaitWhereAskedTo) {
   checks.expect(flags({true, false, true, false}).view({2, 2}), numbered("second"));
   checks.expect(flags({false})[0], "third");
   EXPECT_EQ(checks.flags().sizes(), at::IntArrayRef{7});
-  EXPECT_EQ(failure_of([&] { checks.settle(); }), "second 1")
+  EXPECT_EQ(message_of<RunError>([&] { checks.settle(); }), "second 1")
       << "the first that fails, counted within its own";
   EXPECT_FALSE(checks.flags().defined()) << "forgotten once told";
-  EXPECT_EQ(failure_of([&] { checks.settle(); }), "");
+  EXPECT_EQ(message_of<RunError>([&] { checks.settle(); }), "no error");
   checks.expect(flags({false})[0], "third");
-  EXPECT_EQ(failure_of([&] { checks.settle(checks.flags()); }), "third");
+  EXPECT_EQ(message_of<RunError>([&] { checks.settle(checks.flags()); }), "third");
 }
 
 TEST(DeferredChecks, SayOnTheDeviceThatSomethingFailed) {
@@ -65,14 +60,14 @@ TEST(DeferredChecks, SayOnTheDeviceThatSomethingFailed) {
   checks.expect(flags({true, false}), "second");
   checks.expect(flags({true}), "third");
   EXPECT_EQ(failed({true}), 1) << "whatever came after";
-  EXPECT_EQ(failure_of([&] { checks.settle(); }), "second");
+  EXPECT_EQ(message_of<RunError>([&] { checks.settle(); }), "second");
   EXPECT_EQ(failed({true}), 0);
 }
 
 TEST(DeferredChecks, WaitOnADeviceThatMustBeAsked) {
   DeferredChecks checks;
   checks.expect(at::zeros({3}, at::TensorOptions(at::kBool).device(at::kMeta)), "far away");
-  EXPECT_EQ(failure_of([&] { checks.settle(flags({true, true, false})); }), "far away");
+  EXPECT_EQ(message_of<RunError>([&] { checks.settle(flags({true, true, false})); }), "far away");
 }
 
 }  // namespace

@@ -4,14 +4,15 @@
 #include <torch/nn/modules/linear.h>
 
 #include <cmath>
-#include <functional>
 
 #include "core/base/error.h"
 #include "core/nn/device.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {
 namespace {
+using testing::message_of;
 
 const std::string kHint = std::string(kWhyMissing) + " `adanat info` lists what is in the file";
 
@@ -42,12 +43,7 @@ TEST(ModuleState, LoadsStrictly) {
   load_module_state(*layer, good, "f");
   EXPECT_TRUE(at::equal(layer->weight, at::ones({2, 3})));
   const auto message = [&](const TensorMap& tensors) -> std::string {
-    try {
-      load_module_state(*layer, tensors, "f");
-    } catch (const InputError& e) {
-      return e.what();
-    }
-    return "";
+    return message_of([&] { load_module_state(*layer, tensors, "f"); });
   };
   EXPECT_EQ(message({{"weight", at::zeros({2, 3})}}), "f: lacks bias" + kHint);
   EXPECT_EQ(message({{"weight", at::zeros({2, 3})}, {"bias", at::zeros({2})}, {"x", at::zeros({1})}}),
@@ -56,15 +52,6 @@ TEST(ModuleState, LoadsStrictly) {
             "f: weight has shape [3, 2], the model's config wants [2, 3]");
   EXPECT_TRUE(at::equal(layer->weight, at::ones({2, 3})));  // nothing was copied by the failed loads
   EXPECT_EQ(parameter_count(*layer), 8);
-}
-
-std::string message_of(const std::function<void()>& run) {
-  try {
-    run();
-  } catch (const InputError& e) {
-    return e.what();
-  }
-  return "";
 }
 
 TEST(ModuleState, RefusesIntegersForFractions) {
@@ -106,11 +93,11 @@ TEST(ModuleState, FindsWhatIsNotFinite) {
     });
   };
   for (const auto type : {at::kHalf, at::kBFloat16, at::kFloat, at::kDouble}) {
-    EXPECT_EQ(with(1, type), "") << type;
+    EXPECT_EQ(with(1, type), "no error") << type;
     for (const double bad : {double(NAN), double(INFINITY), -double(INFINITY)})
       EXPECT_NE(with(bad, type).find("f: x holds NaN or infinity"), std::string::npos) << type << " " << bad;
   }
-  EXPECT_NE(with(1e300, at::kDouble), "");             // no float32 holds it
+  EXPECT_NE(with(1e300, at::kDouble), "no error");     // no float32 holds it
   check_finite({{"x", at::full({1000}, 3e38)}}, "f");  // only the sum overflows
   check_finite({{"x", at::full({4000}, 60000, at::kHalf)}}, "f");
 }

@@ -1,10 +1,13 @@
 // The presets of convert(): what they are for, what they say, what is refused.
 #include "pipeline/convert_fixture.h"
 
+#include "support/message_of.h"
+
 namespace adanat {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::message_of;
 using testing::TempDir;
 using testing::write_hollow;
 
@@ -100,12 +103,7 @@ TEST(ConvertPresets, TakeTheirGeneratorAndNoOther) {
     write_hollow(dir / "g.pth", generator_shapes(config_of(sizes)));
     const WeightSource source = WeightSource::open(dir / "g.pth");
     const auto error = [&](const GeneratorSizes& other) -> std::string {
-      try {
-        read_generator(source, 0, other, "p.json");
-      } catch (const InputError& e) {
-        return e.what();
-      }
-      return "no error";
+      return message_of([&] { read_generator(source, 0, other, "p.json"); });
     };
     ::testing::internal::CaptureStderr();
     EXPECT_EQ(read_generator(source, 0, {}, "").config, config_of(sizes));

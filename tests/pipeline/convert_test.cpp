@@ -2,11 +2,13 @@
 // said and what is refused.
 #include "core/generator/generator_recipe.h"
 #include "pipeline/convert_fixture.h"
+#include "support/message_of.h"
 
 namespace adanat {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::message_of;
 using testing::procedural_actor;
 using testing::procedural_weights;
 using testing::PthValue;
@@ -182,12 +184,7 @@ TEST_F(Convert, StrayLayersAreLeftOver) {
 
 TEST_F(Convert, AFileInAFoldersPlaceIsToBeConvertedFirst) {
   const auto message = [](const fs::path& folder) -> std::string {
-    try {
-      read_model_config(folder);
-    } catch (const InputError& e) {
-      return e.what();
-    }
-    return "no error";
+    return message_of([&] { read_model_config(folder); });
   };
   const std::string file = (dir_ / "gen.safetensors").string(), nothing = (dir_ / "nothing").string();
   EXPECT_EQ(message(file), file +

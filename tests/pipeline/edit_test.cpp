@@ -10,19 +10,11 @@
 #include "core/base/error.h"
 #include "core/io/resample.h"
 #include "kernels/philox.h"
+#include "support/message_of.h"
 
 namespace adanat {
 namespace {
-
-template <class Call>
-std::string error_of(Call call) {
-  try {
-    call();
-  } catch (const InputError& e) {
-    return e.what();
-  }
-  return "no error";
-}
+using testing::message_of;
 
 PixelMask empty_mask(int width, int height) {
   return {width, height, std::vector<uint8_t>(size_t(width * height), 0)};
@@ -56,12 +48,12 @@ TEST(EditFlags, AreFourNumbers) {
   for (const char* bad :
        {"", "1", "1,2,3", "1,2,3,", "1,2,3,4,", "1,2,3,4,5", "1,,3,4", " 1,2,3,4", "1,2,3,x", "1.5,2,3,4",
         "-1,2,3,4", "1,2,3,99999999999", "1,2,3,16385", "1;2;3;4"}) {
-    EXPECT_NE(error_of([&] { parse_box(bad); }).find(cat("--box ", bad, ": must be X,Y,WIDTH,HEIGHT")),
+    EXPECT_NE(message_of([&] { parse_box(bad); }).find(cat("--box ", bad, ": must be X,Y,WIDTH,HEIGHT")),
               std::string::npos)
         << bad;
-    EXPECT_NE(error_of([&] { parse_border(bad); }).find("--expand"), std::string::npos) << bad;
+    EXPECT_NE(message_of([&] { parse_border(bad); }).find("--expand"), std::string::npos) << bad;
   }
-  EXPECT_NE(error_of([] { parse_box("1,2,0,4"); }).find("width and height"), std::string::npos);
+  EXPECT_NE(message_of([] { parse_box("1,2,0,4"); }).find("width and height"), std::string::npos);
 }
 
 TEST(EditMask, WhiteIsMadeAnew) {
@@ -73,12 +65,12 @@ TEST(EditMask, BoxLiesInsideOrIsNamed) {
   const PixelMask mask = mask_of_box(5, 4, {3, 1, 2, 3});
   for (int y = 0; y < 4; ++y)
     for (int x = 0; x < 5; ++x) EXPECT_EQ(at_pixel(mask, x, y), x >= 3 && y >= 1) << x << " " << y;
-  EXPECT_EQ(error_of([] {
+  EXPECT_EQ(message_of([] {
               mask_of_box(5, 4, {3, 1, 3, 3});
             }),
             "--box 3,1,3,3: leaves the image, which is 5x4 pixels");
   for (const Box& outside : {Box{0, 0, 5, 5}, Box{5, 0, 1, 1}, Box{0, 4, 1, 1}, Box{16384, 0, 16384, 1}})
-    EXPECT_NE(error_of([&] { mask_of_box(5, 4, outside); }).find("leaves the image"), std::string::npos);
+    EXPECT_NE(message_of([&] { mask_of_box(5, 4, outside); }).find("leaves the image"), std::string::npos);
 }
 
 TEST(EditMask, DilationIsASquareAroundEveryPixel) {
@@ -196,7 +188,9 @@ TEST(EditPlan, TheRegionGrowsBeforeItIsScaled) {
 
 TEST(EditPlan, RefusesWhatCannotBe) {
   const Image image = random_image(16, 16, 1);
-  const auto plan = [&](EditRequest request) { return error_of([&] { plan_edit(image, request, 16, 4); }); };
+  const auto plan = [&](EditRequest request) {
+    return message_of([&] { plan_edit(image, request, 16, 4); });
+  };
   EXPECT_EQ(plan({.mask = empty_mask(16, 15), .mask_name = "m.png"}),
             "--mask m.png: is 16x15 pixels, the image is 16x16; both must have one size");
   for (const double bad : {-0.1, 1.1, double(NAN)})

@@ -17,6 +17,7 @@
 #include "core/io/npy.h"
 #include "core/metrics/manifold.h"
 #include "io/bytes.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {
@@ -24,6 +25,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::expect_input_error;
+using testing::message_of;
 
 Protocol small_protocol(const std::string& name) {
   Protocol p = protocol_by_name(name);
@@ -123,12 +125,8 @@ TEST(MeasuredSet, NotANumberNamesTheImage) {
   MeasuredSet set(protocol_by_name("adm"), {.frechet = true}, 4);
   at::Tensor pool = at::zeros({4, 3});
   pool[2][1] = NAN;
-  try {
-    set.add({pool, at::zeros({4, 2}), {}}, {});
-    FAIL();
-  } catch (const RunError& e) {
-    EXPECT_NE(std::string(e.what()).find("image 2"), std::string::npos) << e.what();
-  }
+  const std::string text = message_of<RunError>([&] { set.add({pool, at::zeros({4, 2}), {}}, {}); });
+  EXPECT_NE(text.find("image 2"), std::string::npos) << text;
 }
 
 TEST(MeasuredSet, AccuracyCountsOnlyLabelledImages) {

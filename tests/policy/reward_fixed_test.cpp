@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "policy/reward_fixture.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {

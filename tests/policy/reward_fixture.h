@@ -19,16 +19,6 @@ namespace adanat::testing {
 
 constexpr int64_t kSide = 16, kClasses = 3;
 
-template <class E = InputError, class F>
-std::string message_of(F run) {
-  try {
-    run();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "no such error";
-}
-
 // Networks that rewards look through, written once: an untrained classifier and a small ViT.
 class RewardTest : public ::testing::Test {
  protected:

@@ -13,6 +13,7 @@
 #include "policy/discriminator_fill.h"
 #include "policy/reward_fixture.h"
 #include "support/golden_noise.h"
+#include "support/message_of.h"
 #include "support/meta_device.h"
 #include "support/vit_tensors.h"
 
@@ -162,7 +163,7 @@ TEST_F(RewardTest, LoadRefusesAnotherState) {
   bad = state;
   bad["r.random"] = at::zeros({3}, at::kByte);
   EXPECT_NE(message(bad).find("r.random"), std::string::npos);
-  EXPECT_EQ(message(state), "no such error");
+  EXPECT_EQ(message(state), "no error");
 }
 
 TEST_F(RewardTest, ScoringTrainsNothingAndCutsIntoPartsUnnoticed) {

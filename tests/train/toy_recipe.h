@@ -66,7 +66,10 @@ class ToyRecipe : public Recipe {
     const double shown = step == nan_at ? std::numeric_limits<double>::quiet_NaN() : loss.item<double>();
     return {{{"loss", at::scalar_tensor(shown)}}, 1};
   }
-  Scalars evaluate() override { return {{"size", weights_.detach().square().sum().item<double>()}}; }
+  Scalars evaluate() override {
+    if (before_evaluate) before_evaluate();
+    return {{"size", weights_.detach().square().sum().item<double>()}};
+  }
   std::vector<NamedImage> samples() override {
     TORCH_CHECK(weights_.detach().abs().max().item<double>() < 1e20, "a logit is NaN");
     return {{"samples", Image{1, 1, {1, 2, 3}}}};
@@ -88,6 +91,7 @@ class ToyRecipe : public Recipe {
 
   std::vector<int64_t> steps_seen;
   std::function<void(int64_t)> before_step;
+  std::function<void()> before_evaluate;
   int64_t nan_at = -1, poison_at = -1, ballast = 0;
   std::string slow_dtype, too_large_dtype;
   DataHealth health;
@@ -113,16 +117,6 @@ inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
       out.push_back(entry.path().filename().string());
   std::sort(out.begin(), out.end());
   return out;
-}
-
-template <class E, class F>
-std::string message_of(F run) {
-  try {
-    run();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "nothing of this type was thrown";
 }
 
 // Each test has a folder of its own, and the weights of every recipe are the same.

@@ -1,5 +1,6 @@
 // Checkpoints of the training loop: what is kept, what is taken, and going on from it.
 #include "core/io/atomic_file.h"
+#include "support/message_of.h"
 #include "train/toy_recipe.h"
 
 namespace adanat {
@@ -83,6 +84,10 @@ TEST_F(TrainerResume, HalfWrittenCheckpointsAreNotTaken) {
   fs::create_directories(out_ / "checkpoints" / "step-8.tmp");
   write_file_atomic(out_ / "checkpoints" / "step-8.tmp" / "state.safetensors", "half");
   EXPECT_EQ(newest_checkpoint(out_).filename(), "step-4");
+  fs::create_directories(out_ / "model.tmp");
+  run_training(recipe, out_, true);
+  EXPECT_EQ(names_in(out_ / "checkpoints"), (std::vector<std::string>{"step-4", "step-9"}));
+  EXPECT_FALSE(fs::exists(out_ / "model.tmp"));
 }
 
 TEST_F(TrainerResume, CheckpointOfAnotherRecipe) {

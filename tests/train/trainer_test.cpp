@@ -11,6 +11,7 @@
 #include "core/base/interrupt.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/linear.h"
+#include "support/message_of.h"
 #include "train/toy_recipe.h"
 
 namespace adanat {
@@ -290,6 +291,36 @@ TEST_F(Trainer, SignalSavesAndLeaves) {
     ASSERT_FALSE(recipe.steps_seen.empty());
     EXPECT_EQ(recipe.steps_seen.front(), 3);
   }
+}
+
+TEST_F(Trainer, SignalInTheLastStepLeavesAFinishedRun) {
+  const int status = status_of_child([&] {
+    install_interrupt_handlers();
+    ToyRecipe recipe;
+    recipe.before_step = [&](int64_t step) {
+      if (step != 9) return;
+      kill(getpid(), SIGTERM);
+      for (int i = 0; i < 10'000 && interrupt_signal() == 0; ++i) usleep(1'000);
+    };
+    try {
+      run_training(recipe, out_, false);
+    } catch (const Interrupted& e) {
+      return e.exit_code();
+    }
+    return 98;
+  });
+  EXPECT_EQ(status, 128 + SIGTERM);
+  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-10");
+  const std::string log = read_file(out_ / "log.jsonl");
+  EXPECT_NE(log.find("\"evaluate\""), std::string::npos) << "no resume would make up for it";
+  EXPECT_TRUE(fs::exists(out_ / "samples" / "samples-00000010.png"));
+}
+
+TEST_F(Trainer, WhatWasTrainedOutlivesAMeasurementThatFails) {
+  ToyRecipe recipe;
+  recipe.before_evaluate = [] { throw InputError("held-out images: cannot be read"); };
+  EXPECT_EQ(message_of([&] { run_training(recipe, out_, false); }), "held-out images: cannot be read");
+  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-10");
 }
 
 TEST_F(Trainer, FullDisk) {
