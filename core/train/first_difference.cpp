@@ -11,13 +11,13 @@ std::optional<Difference> difference_below(const Json& first, const Json& second
   }
   const auto name = [&](const std::string& key) { return path.empty() ? key : path + "." + key; };
   for (const auto& item : first.items()) {
-    if (ignored.contains(item.key())) continue;
+    if (ignored.contains(name(item.key()))) continue;
     if (!second.contains(item.key())) return Difference{name(item.key()), item.value(), nullptr};
-    if (auto below = difference_below(item.value(), second.at(item.key()), name(item.key()), {}))
+    if (auto below = difference_below(item.value(), second.at(item.key()), name(item.key()), ignored))
       return below;
   }
   for (const auto& item : second.items())
-    if (!first.contains(item.key()) && !ignored.contains(item.key()))
+    if (!first.contains(item.key()) && !ignored.contains(name(item.key())))
       return Difference{name(item.key()), nullptr, item.value()};
   return std::nullopt;
 }

@@ -13,7 +13,7 @@ struct Difference {
   Json first, second;  // null where the key is missing
 };
 
-// The first key where two JSON values differ. Keys at the top that `ignored` names may do so.
+// The first key where two JSON values differ. Those that `ignored` names (dotted from the top) may do so.
 std::optional<Difference> first_difference(const Json& first, const Json& second,
                                            const std::set<std::string>& ignored = {});
 

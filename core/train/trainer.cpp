@@ -112,7 +112,20 @@ void write_folder(const fs::path& final_name, Fill fill) {
 }
 
 // Parts of config.json that a resumed run may change: longer runs, other intervals, moved data.
-const std::set<std::string> kMayChange = {"loop", "run", "data", "held_out", "features"};
+// Captions and the reward's networks are told by the hashes that their files and the checkpoint hold.
+const std::set<std::string> kMayChange = {
+    "loop", "run", "data", "held_out", "features", "text_features", "reward.frechet_networks"};
+
+// What a kill in the middle of write_folder left behind. The caller holds the folder's lock.
+void remove_unfinished(const fs::path& out) {
+  std::error_code error;
+  fs::remove_all(out / "model.tmp", error);
+  std::vector<fs::path> unfinished;
+  for (const auto& entry : fs::directory_iterator(out / "checkpoints", error))
+    if (entry.path().extension() == ".tmp" && step_of(entry.path().stem()) >= 0)
+      unfinished.push_back(entry.path());
+  for (const fs::path& folder : unfinished) fs::remove_all(folder, error);
+}
 
 void save_checkpoint(const Recipe& recipe, const fs::path& out, int64_t step) {
   make_folder(out / "checkpoints");
@@ -221,6 +234,7 @@ int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_inf
   } else if (resume) {
     note(cat(out.string(), " holds no checkpoint yet: starting from the beginning"));
   }
+  remove_unfinished(out);
   Json resolved = recipe.config();
   if (!timings.is_null())
     run_info["dtype_timings"] = timings;
@@ -250,17 +264,24 @@ void check_finite(const Recipe& recipe, const fs::path& out, int64_t step) {
 }
 
 // Measures and draws with the weights as they are. What LibTorch and the operators refuse then (a logit that
-// is not a number, say) comes of weights that are finite still but have run away.
-template <class Work>
-void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work) {
+// is not a number, say) comes from weights that are still finite but have diverged. Other errors (held-out
+// images that cannot be read, memory that runs out) say nothing about the weights: `keep` saves them first.
+template <class Work, class Keep>
+void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work, Keep keep) {
   try {
     work();
-  } catch (const c10::OutOfMemoryError&) {
-    throw;  // says nothing about the weights
   } catch (const c10::Error& e) {
     const std::string why = e.what_without_backtrace();
+    if (dynamic_cast<const c10::OutOfMemoryError*>(&e) != nullptr ||
+        why.find("can't allocate memory") != std::string::npos) {
+      keep();
+      throw;
+    }
     throw RunError(cat("train ", recipe.name(), ": the weights after step ", step, " give no usable result (",
                        why.substr(0, why.find('\n')), "); ", way_out(out)));
+  } catch (...) {
+    keep();
+    throw;
   }
 }
 
@@ -443,23 +464,32 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
       report_health(recipe, log, done);
     if (stopping) {
       save_all(done);
-      note(cat("stopped after step ", done, "; go on with --resume"));
-      check_interrupt();
+      if (!last) {
+        note(cat("stopped after step ", done, "; go on with --resume"));
+        check_interrupt();
+      }
     }
     const double pause = monotonic_seconds();
+    const auto keep = [&] {
+      if (saving) save_checkpoint(recipe, out, done);
+    };
     if (due(loop.evaluate_every, done) || last) {
       Scalars measured;
-      use_weights(recipe, out, done, [&] { measured = recipe.evaluate(); });
+      use_weights(
+          recipe, out, done, [&] { measured = recipe.evaluate(); }, keep);
       if (!measured.empty()) {
         log.scalars(done, "evaluate", measured);
         note(cat("step ", done, ": ", brief(measured)));
       }
     }
     if (due(loop.sample_every, done) || last)
-      use_weights(recipe, out, done, [&] { write_samples(recipe, log, out, done); });
+      use_weights(
+          recipe, out, done, [&] { write_samples(recipe, log, out, done); }, keep);
     if (due(loop.checkpoint_every, done) || last) save_all(done);
     log.flush();
     interval_began += monotonic_seconds() - pause;  // images per second are of the updates alone
+    // Asked to stop in the last step: what belongs to a finished run is there, nothing is left to resume.
+    if (stopping) check_interrupt();
   }
   if (start >= loop.steps) {
     check_finite(recipe, out, start);
