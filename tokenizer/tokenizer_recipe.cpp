@@ -35,7 +35,12 @@ void TokenizerLossConfig::validate() const {
 
 void TokenizerTrainConfig::validate() const {
   require(seed >= 0, "seed", ">= 0", seed);
-  require(batch_size >= 1, "batch_size", ">= 1", batch_size);
+  optimizer.validate();
+  gan_optimizer.validate();
+  require(batch_size >= 1 && batch_size % optimizer.accumulate == 0, "batch_size",
+          "a multiple of optimizer.accumulate, >= 1", batch_size);
+  require(gan_optimizer.accumulate == 1, "gan_optimizer.accumulate",
+          "1 (it takes optimizer.accumulate's parts)", gan_optimizer.accumulate);
   require_dtype(dtype);
   require(store == "float32" || store == "float16" || store == "bfloat16", "store",
           "float32, float16 or bfloat16", store);
@@ -44,8 +49,6 @@ void TokenizerTrainConfig::validate() const {
   quantizer.validate();
   loss.validate();
   gan.validate();
-  optimizer.validate();
-  gan_optimizer.validate();
   ema.validate();
   loop.validate();
   if (gan.weight > 0 && model.image_size >> gan.layers < 3)
@@ -128,7 +131,7 @@ class TokenizerRecipe : public Recipe {
     if (perceptual_) perceptual_->to(context_.device);
 
     LoaderOptions options;
-    options.batch_size = config_.batch_size;
+    options.batch_size = config_.batch_size / config_.optimizer.accumulate;
     options.image_size = config_.model.image_size;
     options.flip = config_.flip;
     options.threads = context_.threads;

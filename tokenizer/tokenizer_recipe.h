@@ -72,7 +72,8 @@ struct TokenizerTrainConfig {
               "the network of the perceptual loss: a features.safetensors, or lpips' VGG; empty = that of "
               "the folder -m"),
         field("seed", &C::seed, "of the weights, the order of the data and every random draw; --seed wins"),
-        field("batch_size", &C::batch_size, "images per update and process, >= 1"),
+        field("batch_size", &C::batch_size,
+              "images per update and process, split over optimizer.accumulate parts"),
         field("flip", &C::flip, "mirror half of the images; wrong where left and right mean something"),
         field("dtype", &C::dtype, kDtypeHelp),
         field("store", &C::store, "type of the weights written (and measured): float32, float16 or bfloat16"),

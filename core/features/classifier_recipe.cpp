@@ -34,13 +34,14 @@ void AugmentationConfig::validate() const {
 void ClassifierTrainConfig::validate() const {
   require(role == "features" || role == "measure", "role", "features or measure", role);
   require(seed >= 0, "seed", ">= 0", seed);
+  optimizer.validate();
   // Batch statistics of a single image mean nothing.
-  require(batch_size >= 2, "batch_size", ">= 2", batch_size);
+  require(batch_size % optimizer.accumulate == 0 && batch_size / optimizer.accumulate >= 2, "batch_size",
+          "2 or more for each of optimizer.accumulate equal parts", batch_size);
   require_dtype(dtype);
   require(label_smoothing >= 0 && label_smoothing < 1, "label_smoothing", "in [0, 1)", label_smoothing);
   model.validate();
   augmentation.validate();
-  optimizer.validate();
   ema.validate();
   loop.validate();
 }
@@ -111,7 +112,8 @@ std::shared_ptr<const ImageDataset> open_held_out(const std::string& held_out, c
 
 namespace {
 
-constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kEma = "ema.";
+constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kEma = "ema.", *kMeasured = "measured.";
+constexpr const char *kAccuracy = "accuracy", *kLoss = "loss";
 
 class ClassifierRecipe : public Recipe {
  public:
@@ -142,7 +144,7 @@ class ClassifierRecipe : public Recipe {
     ema_ = std::make_unique<Ema>(state, config_.ema);
 
     LoaderOptions options;
-    options.batch_size = config_.batch_size;
+    options.batch_size = rows_at_once();
     options.image_size = config_.model.image_size;
     options.flip = config_.augmentation.flip;
     options.threads = context_.threads;
@@ -172,6 +174,7 @@ class ClassifierRecipe : public Recipe {
 
   StepReport step(int64_t step) override {
     net_->train();
+    measured_.clear();
     const int64_t parts = config_.optimizer.accumulate;
     at::Tensor total, right;
     StepReport report;
@@ -181,7 +184,7 @@ class ClassifierRecipe : public Recipe {
       const at::Tensor labels = sent_to(context_.device, batch.labels);
       const at::Tensor images =
           augment(sent_to(context_.device, batch.images).to(at::kFloat) / 255, config_.augmentation,
-                  context_.seed, at_batch, context_.rank * config_.batch_size);
+                  context_.seed, at_batch, context_.rank * rows_at_once());
       const at::Tensor logits = class_logits(images);
       const at::Tensor loss = at::cross_entropy_loss(logits, labels, /*weight=*/{}, at::Reduction::Mean,
                                                      /*ignore_index=*/-100, config_.label_smoothing) /
@@ -203,8 +206,7 @@ class ClassifierRecipe : public Recipe {
   Scalars evaluate() override {
     if (!held_out_loader_) return {};
     const at::NoGradGuard no_grad;
-    net_->eval();
-    ema_->swap();
+    const WithAverages averaged(*this);
     double loss = 0;
     int64_t right = 0, count = 0;
     for (int64_t i = 0; i < held_out_loader_->batches_per_epoch(); ++i) {
@@ -216,8 +218,7 @@ class ClassifierRecipe : public Recipe {
       right += logits.argmax(1).eq(labels).sum().item<int64_t>();
       count += labels.size(0);
     }
-    ema_->swap();
-    measured_ = {{"accuracy", double(right) / double(count)}, {"loss", loss / double(count)}};
+    measured_ = {{kAccuracy, double(right) / double(count)}, {kLoss, loss / double(count)}};
     return measured_;
   }
 
@@ -225,6 +226,8 @@ class ClassifierRecipe : public Recipe {
     for (const auto& [name, tensor] : module_state(*net_)) tensors[kModel + name] = tensor;
     optimizer_->save(tensors, kOptimizer);
     ema_->save(tensors, kEma);
+    for (const auto& [name, value] : measured_)
+      tensors[kMeasured + name] = at::scalar_tensor(value, at::kDouble);
   }
 
   void load(const TensorMap& tensors, const std::string& where) override {
@@ -236,6 +239,14 @@ class ClassifierRecipe : public Recipe {
     load_module_state(*net_, model, where);
     optimizer_->load(tensors, kOptimizer, where);
     ema_->load(tensors, kEma, where);
+    measured_.clear();
+    for (const char* name : {kAccuracy, kLoss}) {
+      const auto found = tensors.find(std::string(kMeasured) + name);
+      if (found == tensors.end()) continue;
+      if (found->second.scalar_type() != at::kDouble || found->second.dim() != 0)
+        throw InputError(cat(where, ": ", found->first, " is no float64 number"));
+      measured_.emplace_back(name, found->second.item<double>());
+    }
   }
 
   void write_model(const std::filesystem::path& folder) override {
@@ -261,6 +272,14 @@ class ClassifierRecipe : public Recipe {
   }
 
  private:
+  // Puts the averaged weights and evaluation mode in force for a scope.
+  struct WithAverages {
+    explicit WithAverages(ClassifierRecipe& r) : recipe(r) { recipe.ema_->swap(), recipe.net_->eval(); }
+    ~WithAverages() { recipe.ema_->swap(), recipe.net_->train(); }
+    ClassifierRecipe& recipe;
+  };
+  int64_t rows_at_once() const { return config_.batch_size / config_.optimizer.accumulate; }
+
   // (B, classes) float32; the backward pass of a bfloat16 run goes without autocast.
   at::Tensor class_logits(const at::Tensor& images) {
     const AutocastScope autocast(config_.dtype == "bfloat16", context_.device.type());
@@ -274,6 +293,8 @@ class ClassifierRecipe : public Recipe {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
   std::unique_ptr<Loader> loader_, held_out_loader_;
+  // What the weights as they are came to on held_out; empty once they have moved on. The written file holds
+  // it, and its hash is the network's name: so it must be the same after a resume.
   Scalars measured_;
 };
 

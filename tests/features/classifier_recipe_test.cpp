@@ -9,12 +9,15 @@
 #include "core/base/log.h"
 #include "core/features/feature_net.h"
 #include "core/io/atomic_file.h"
+#include "core/io/safetensors.h"
 #include "core/train/trainer.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {
 namespace {
 namespace fs = std::filesystem;
+using testing::message_of;
 using testing::TempDir;
 
 // Three classes of 16x16 images: a bar that stands, one that lies, a block; place and colour differ.
@@ -106,6 +109,36 @@ TEST_F(ClassifierRecipe, TenStepsAreFiveStopAndFive) {
                               state_of(dir_ / "whole/model/features.safetensors").at("stem.weight"), 1e-3));
 }
 
+TEST_F(ClassifierRecipe, AFinishedRunResumedWritesTheSameFile) {
+  const fs::path file = dir_ / "out/model/features.safetensors";
+  run_training(*make(toy_config(3)), dir_ / "out", false);
+  const std::string before = read_file(file);
+  EXPECT_TRUE(SafetensorsFile::open(file).metadata().contains("held_out_accuracy"));
+  run_training(*make(toy_config(3)), dir_ / "out", true);
+  EXPECT_EQ(read_file(file), before) << "its hash is its name";
+}
+
+TEST_F(ClassifierRecipe, WeightsThatMovedOnAreNotCalledMeasured) {
+  const auto recipe = make(toy_config(3));
+  recipe->step(0);
+  recipe->evaluate();
+  recipe->step(1);
+  recipe->write_model(dir_.path());
+  EXPECT_FALSE(SafetensorsFile::open(dir_ / "features.safetensors").metadata().contains("held_out_accuracy"));
+}
+
+TEST_F(ClassifierRecipe, AccumulationSplitsTheBatch) {
+  ClassifierTrainConfig config = toy_config(3);
+  EXPECT_EQ(config.optimizer.accumulate, 2);
+  EXPECT_EQ(make(config)->step(0).images, config.batch_size);
+  config.batch_size = 2;
+  EXPECT_THROW(make(config), InputError) << "norms need two images";
+  config.batch_size = 5;
+  EXPECT_THROW(make(config), InputError);
+  config.optimizer.accumulate = 0;
+  EXPECT_THROW(make(config), InputError);
+}
+
 TEST_F(ClassifierRecipe, LearnsAndWritesWhatCanBeRead) {
   ClassifierTrainConfig config = toy_config(150);
   config.role = "measure";
@@ -170,12 +203,7 @@ TEST_F(ClassifierRecipe, ResumesOnTheSameImagesOnly) {
   const auto resume = [&](std::shared_ptr<const ImageDataset> data) {
     const auto recipe =
         make_classifier_recipe(toy_config(4), std::move(data), nullptr, {.seed = 3, .finish_model = {}});
-    try {
-      run_training(*recipe, dir_ / "out", true);
-    } catch (const InputError& e) {
-      return std::string(e.what());
-    }
-    return std::string();
+    return message_of([&] { run_training(*recipe, dir_ / "out", true); });
   };
   EXPECT_NE(resume(std::make_shared<Shapes>(61, 1)).find("trained_on.images"), std::string::npos);
   EXPECT_NE(resume(std::make_shared<OtherNames>()).find("trained_on.class_names"), std::string::npos);
@@ -196,7 +224,7 @@ class BrokenShapes : public Shapes {
 
 TEST_F(ClassifierRecipe, CountsBrokenImages) {
   const auto train = [&](int64_t every, const fs::path& out) {
-    run_training(*make_classifier_recipe(toy_config(4), std::make_shared<BrokenShapes>(every), nullptr,
+    run_training(*make_classifier_recipe(toy_config(6), std::make_shared<BrokenShapes>(every), nullptr,
                                          {.seed = 3, .finish_model = {}}),
                  out, false);
   };
@@ -208,7 +236,7 @@ TEST_F(ClassifierRecipe, CountsBrokenImages) {
   bool found = false;
   for (std::string line; std::getline(log, line);)
     if (const Json j = Json::parse(line); j["kind"] == "data") {
-      EXPECT_EQ(j["step"], 3) << "60 images in 2 x 12 per step";
+      EXPECT_EQ(j["step"], 5) << "60 images, 12 per step";
       EXPECT_EQ(j["broken_images"], 6);
       found = true;
     }

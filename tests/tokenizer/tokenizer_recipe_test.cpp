@@ -119,6 +119,19 @@ TEST(TokenizerRecipe, ResumeIsBitExactWithGradientCodebook) {
   expect_resume_is_exact(config);
 }
 
+TEST(TokenizerRecipe, AccumulationSplitsTheBatch) {
+  TokenizerTrainConfig config = tiny_config();
+  config.optimizer.accumulate = 2;
+  EXPECT_EQ(make(config)->step(0).images, config.batch_size);
+  config.gan_optimizer.accumulate = 2;
+  EXPECT_THROW(make(config), InputError);
+  config.gan_optimizer.accumulate = 1;
+  for (const int64_t parts : {0, 3}) {
+    config.optimizer.accumulate = parts;
+    EXPECT_THROW(make(config), InputError);
+  }
+}
+
 // Timed in both phases, with and without the discriminator; no trace of it stays.
 TEST(TokenizerRecipe, AutomaticPrecisionLeavesNoTrace) {
   TokenizerTrainConfig config = tiny_config();
