@@ -91,10 +91,10 @@ class GeneratorRecipe : public Recipe {
       if (held_out_->tokenizer_hash != data_.tokenizer_hash || held_out_->vocab != data_.vocab)
         throw InputError(cat(config_.held_out, ": was made by another tokenizer than the training tokens"));
       if (held_out_->tokens.size(0) == 0) throw InputError(cat(config_.held_out, ": holds no images"));
-      if (!texts_ && held_out_->classes.max().item<int64_t>() >= model.classes)
-        throw InputError(cat(config_.held_out, ": has the class ", held_out_->classes.max().item<int64_t>(),
-                             ", the training tokens know ", model.classes));
-      if (texts_) take_captions(*held_out_, config_.held_out);
+      if (texts_)
+        take_captions(*held_out_, config_.held_out);
+      else
+        number_classes(*held_out_, config_.held_out);
     }
     if (texts_) take_captions(data_, config_.data);
     at::manual_seed(context_.seed);  // every device: dropout draws where the weights are
@@ -113,7 +113,9 @@ class GeneratorRecipe : public Recipe {
   Json config() const override {
     Json j = config_to_json(config_);
     // Compared on resume: other tokens under the same weights would go unnoticed.
-    j["trained_on"] = {{"tokenizer_hash", data_.tokenizer_hash}, {"rows", data_.tokens.size(0)}};
+    j["trained_on"] = {{"tokenizer_hash", data_.tokenizer_hash},
+                       {"rows", data_.tokens.size(0)},
+                       {"class_names", data_.class_names}};
     if (texts_) j["trained_on"]["text_encoder"] = texts_->encoder_hash();
     return j;
   }
@@ -212,6 +214,25 @@ class GeneratorRecipe : public Recipe {
           cat(name, ": holds no captions; encode a captioned data set with `adanat tokenize encode`"));
     file.classes = texts_->rows_of(file.captions);
     file.captions = {};
+  }
+  // Held-out images may have fewer classes, which their own folders number otherwise: names decide, and
+  // numbers only where one of the two files has no names.
+  void number_classes(TokenFile& file, const std::string& name) const {
+    if (!file.class_names.empty() && !data_.class_names.empty() && file.class_names != data_.class_names) {
+      at::Tensor numbers = at::empty({int64_t(file.class_names.size())}, at::kLong);
+      for (size_t i = 0; i < file.class_names.size(); ++i) {
+        const auto found = std::find(data_.class_names.begin(), data_.class_names.end(), file.class_names[i]);
+        if (found == data_.class_names.end())
+          throw InputError(cat(name, ": has the class \"", file.class_names[i],
+                               "\", which the training tokens do not know"));
+        numbers.mutable_data_ptr<int64_t>()[i] = found - data_.class_names.begin();
+      }
+      file.classes = numbers.index_select(0, file.classes);
+    }
+    const int64_t last = file.classes.max().item<int64_t>();
+    if (last >= config_.model.classes)
+      throw InputError(
+          cat(name, ": has the class ", last, ", the training tokens know ", config_.model.classes));
   }
   int64_t empty_class() const { return texts_ ? 0 : config_.model.classes; }
 

@@ -21,8 +21,8 @@ namespace nn = torch::nn;
 
 void GeneratorConfig::validate() const {
   require(heads >= 1 && heads <= 1024, "heads", "1..1024", heads);
-  require(width >= 1 && width <= 65536 && width % heads == 0, "width",
-          cat("a multiple of heads (", heads, ")").c_str(), width);
+  require(width >= 1 && width <= 65536, "width", "1..65536", width);
+  require(width % heads == 0, "width", cat("a multiple of heads (", heads, ")").c_str(), width);
   require(depth >= 0 && depth % 2 == 0 && depth <= 1024, "depth", "even, 0..1024", depth);
   require(codes >= 1 && codes <= (1 << 24), "codes", "1..16777216", codes);
   require(grid_height >= 1 && grid_height <= 1024, "grid_height", "1..1024", grid_height);

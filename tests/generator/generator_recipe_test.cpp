@@ -7,11 +7,13 @@
 
 #include "core/generator/generator_init.h"
 #include "core/train/trainer.h"
+#include "support/message_of.h"
 #include "support/recipes.h"
 
 namespace adanat {
 namespace {
 
+using testing::message_of;
 using testing::state_of;
 
 // 64 rows whose tokens are fixed by their class: easy to learn.
@@ -160,13 +162,17 @@ TEST(GeneratorRecipe, WeightsThatDoNotFitTheirTypeAreNotWritten) {
   config.optimizer.learning_rate = 1e9, config.optimizer.warmup = 0;
   config.ema.decay = 0;
   const auto recipe = make_generator_recipe(config, class_patterns(), nullptr, {}, {});
-  try {
-    run_training(*recipe, dir / "out", false);
-    FAIL() << "weights near 1e9 became infinite float16 ones";
-  } catch (const RunError& e) {
-    EXPECT_NE(std::string(e.what()).find("not finite in float16"), std::string::npos) << e.what();
-  }
+  const std::string text = message_of<RunError>([&] { run_training(*recipe, dir / "out", false); });
+  EXPECT_NE(text.find("not finite in float16"), std::string::npos) << text;
   EXPECT_FALSE(std::filesystem::exists(dir / "out/model"));
+}
+
+TEST(GeneratorRecipe, AWidthIsRefusedForItsOwnReason) {
+  GeneratorConfig config;
+  config.heads = 2, config.width = 1 << 20;
+  EXPECT_NE(message_of([&] { config.validate(); }).find("1..65536"), std::string::npos);
+  config.width = 33;
+  EXPECT_NE(message_of([&] { config.validate(); }).find("a multiple of heads (2)"), std::string::npos);
 }
 
 TEST(GeneratorRecipe, MaskLawsHaveBounds) {
@@ -247,6 +253,35 @@ TEST(GeneratorRecipe, HeldOutLossIsTheMeanOverAllThatIsHidden) {
   EXPECT_NEAR(losses[0], losses[1], 1e-6);
 }
 
+TEST(GeneratorRecipe, HeldOutClassesAreFoundByTheirNames) {
+  const testing::TempDir dir;
+  const auto loss = [&](const TokenFile& held) {
+    write_token_file(dir / "held.safetensors", held);
+    GeneratorTrainConfig config = small_config(1);
+    config.held_out = (dir / "held.safetensors").string();
+    return make_generator_recipe(config, class_patterns(), nullptr, {}, {})->evaluate()[0].second;
+  };
+  TokenFile held = class_patterns();
+  held.classes = at::arange(64) % 2 * 2 + 1;  // b and d
+  const double wanted = loss(held);
+  held.class_names = {"d", "b"};
+  held.classes = 1 - at::arange(64) % 2;
+  EXPECT_EQ(loss(held), wanted);
+  held.class_names = {"d", "x"};
+  EXPECT_NE(message_of([&] { loss(held); }).find("has the class \"x\""), std::string::npos);
+}
+
+TEST(GeneratorRecipe, ResumesOnTheSameClassesOnly) {
+  const testing::TempDir dir;
+  run_training(*make_generator_recipe(small_config(1), class_patterns(), nullptr, {}, {}), dir / "out",
+               false);
+  TokenFile other = class_patterns();
+  other.class_names = {"a", "b", "d", "c"};
+  const auto recipe = make_generator_recipe(small_config(2), other, nullptr, {}, {});
+  const std::string text = message_of([&] { run_training(*recipe, dir / "out", true); });
+  EXPECT_NE(text.find("trained_on.class_names"), std::string::npos) << text;
+}
+
 // What a run of three steps came to, as another run may take it over.
 GeneratorInit trained_init() {
   const auto recipe = make_generator_recipe(small_config(3), class_patterns(), nullptr, {}, {});
@@ -297,12 +332,7 @@ TEST(GeneratorRecipe, SaysWhatItCannotStartFrom) {
     TokenFile data = class_patterns();
     data.tokenizer_hash = init.tokenizer_hash = "0123456789abcdef";
     change(init, data);
-    try {
-      make_generator_recipe(small_config(3), data, &init, {}, {});
-    } catch (const InputError& e) {
-      return std::string(e.what());
-    }
-    return std::string("no error");
+    return message_of([&] { make_generator_recipe(small_config(3), data, &init, {}, {}); });
   };
   EXPECT_EQ(error([](auto&, auto&) {}), "no error");
   EXPECT_EQ(
