@@ -115,6 +115,7 @@ void PolicyEnvironment::show_real_images(Reward& reward) {
   options.threads = options_.threads;
   options.seed = options_.seed + 1;
   options.batch_size = std::min<int64_t>({options_.decode_batch, wanted, data_->size()});
+  options.drop_last = false;
   Loader loader(data_, options);
   for (int64_t i = 0, left = wanted; left > 0 && i < loader.batches_per_epoch(); ++i) {
     const at::Tensor images = loader.batch(i).images;

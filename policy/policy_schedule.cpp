@@ -166,6 +166,10 @@ PolicyFile read_policy(const std::filesystem::path& file) {
                          net.flat(), " by ", net.mlp, ")"));
   if (!net.shared() && uint64_t(net.hidden) * uint64_t(net.hidden) > held)
     throw InputError(cat(where, ": holds ", held, " numbers, its settings speak of a width of ", net.hidden));
+  if (net.input == "tokens" && uint64_t(net.codes) * uint64_t(net.hidden) > held)
+    throw InputError(cat(where, ": holds ", held, " numbers, its settings speak of ", net.codes,
+                         " codes of width ", net.hidden));
+  check_finite(tensors, where);
   TensorMap actor;
   for (const auto& [name, tensor] : tensors) {
     if (name.rfind("actor.", 0) != 0)

@@ -11,12 +11,14 @@
 #include "core/nn/module_state.h"
 #include "core/sampling/observers.h"
 #include "policy/rollout.h"
+#include "support/message_of.h"
 #include "support/recipes.h"
 #include "support/small_generator.h"
 
 namespace adanat {
 namespace {
 
+using testing::message_of;
 using testing::state_of;
 using testing::TempDir;
 using testing::value_of;
@@ -74,6 +76,8 @@ class Brightness : public Reward {
     }
     return out;
   }
+  int64_t wants_real() const override { return seen_real == 0 ? wanted_real : 0; }
+  void observe_real(const at::Tensor& images) override { seen_real += images.size(0); }
   void save(TensorMap& out, const std::string& prefix) const override { out[prefix + "weight"] = weight_; }
   void load(const TensorMap& in, const std::string& prefix, const std::string&) override {
     weight_ = in.at(prefix + "weight").clone();
@@ -84,6 +88,7 @@ class Brightness : public Reward {
   std::vector<double> fakes;
   bool saturated = false;  // report a part that is, beside one that is not
   bool breaks = false;     // training throws
+  int64_t wanted_real = 0, seen_real = 0;
 
  private:
   at::Tensor weight_ = at::zeros({}, at::kDouble);
@@ -253,15 +258,10 @@ TEST_P(NotFinite, ALossStopsTheRunBeforeTheWeightsChange) {
   TensorMap state = state_of(*recipe);
   state.at("model.critic.linear3.bias").fill_(1e30);  // its square is no float
   recipe->load(state, "planted");
-  try {
-    recipe->step(1);
-    FAIL() << "no error";
-  } catch (const RunError& e) {
-    const std::string text = e.what();
-    EXPECT_NE(text.find("value_error is not finite before step 1"), std::string::npos) << text;
-    EXPECT_NE(text.find("update 1"), std::string::npos) << text;
-    EXPECT_NE(text.find("state saved in"), std::string::npos) << text;
-  }
+  const std::string text = message_of<RunError>([&] { recipe->step(1); });
+  EXPECT_NE(text.find("value_error is not finite before step 1"), std::string::npos) << text;
+  EXPECT_NE(text.find("update 1"), std::string::npos) << text;
+  EXPECT_NE(text.find("state saved in"), std::string::npos) << text;
   const TensorMap kept = read_tensors(folder / "diagnostics/update-1.safetensors");
   for (const auto& [name, tensor] : state) EXPECT_TRUE(at::equal(kept.at(name), tensor)) << name;
 }
@@ -388,15 +388,10 @@ TEST_P(NotFinite, ARewardStopsTheRunAndIsKept) {
   recipe->step(0), recipe->step(1);
   TensorMap before;
   for (const auto& [name, tensor] : state_of(*recipe)) before[name] = tensor.clone();
-  try {
-    recipe->step(2);
-    FAIL() << "no error";
-  } catch (const RunError& e) {
-    const std::string text = e.what();
-    EXPECT_NE(text.find("reward brightness is not finite"), std::string::npos) << text;
-    EXPECT_NE(text.find("update 2"), std::string::npos) << text;
-    EXPECT_NE(text.find("state saved in"), std::string::npos) << text;
-  }
+  const std::string text = message_of<RunError>([&] { recipe->step(2); });
+  EXPECT_NE(text.find("reward brightness is not finite"), std::string::npos) << text;
+  EXPECT_NE(text.find("update 2"), std::string::npos) << text;
+  EXPECT_NE(text.find("state saved in"), std::string::npos) << text;
   const TensorMap kept = read_tensors(folder / "diagnostics/update-2.safetensors");
   EXPECT_TRUE(kept.contains("exploration.std"));
   EXPECT_EQ(kept.at("reward.weight").item<double>(), 4);
@@ -414,13 +409,8 @@ TEST(PolicyRecipe, TheFirstFailureIsTheOneThatIsTold) {
   parts.checks_at_once = false;
   const auto recipe = make(tiny_config(), std::move(parts));
   reward->breaks = true;
-  try {
-    recipe->step(0);
-    FAIL() << "no error";
-  } catch (const RunError& e) {
-    const std::string text = e.what();
-    EXPECT_NE(text.find("reward brightness is not finite"), std::string::npos) << text;
-  }
+  const std::string text = message_of<RunError>([&] { recipe->step(0); });
+  EXPECT_NE(text.find("reward brightness is not finite"), std::string::npos) << text;
 }
 
 TEST(PolicyRecipe, WritesAPolicyThatCanBeReadAndStartedFrom) {
@@ -441,14 +431,9 @@ TEST(PolicyRecipe, WritesAPolicyThatCanBeReadAndStartedFrom) {
   const auto difference = [&](const std::function<void(PolicyTrainConfig&)>& change) -> std::string {
     PolicyTrainConfig config = tiny_config();
     change(config);
-    try {
-      make(config, tiny_parts(), &policy);
-    } catch (const InputError& e) {
-      return e.what();
-    }
-    return "none";
+    return message_of([&] { make(config, tiny_parts(), &policy); });
   };
-  EXPECT_EQ(difference([](auto& c) { c.max_steps = 9; }), "none");  // steps are fixed: not read
+  EXPECT_EQ(difference([](auto& c) { c.max_steps = 9; }), "no error");  // steps are fixed: not read
   const auto expect_named = [&](const std::string& wanted, const auto& change) {
     EXPECT_NE(difference(change).find(wanted), std::string::npos) << difference(change);
   };
@@ -504,16 +489,20 @@ TEST(PolicyRecipe, Refuses) {
   refuses([](auto& c) { c.discriminator_warmup = -1; });
 }
 
+TEST(PolicyRecipe, ShowsTheRewardAllImages) {
+  Brightness* reward = nullptr;
+  PolicyParts parts = tiny_parts(&reward);
+  const auto recipe = make(tiny_config(), std::move(parts));
+  reward->wanted_real = 100;
+  recipe->step(0);
+  EXPECT_EQ(reward->seen_real, 24) << "the last of batches of 5, too";
+}
+
 TEST(PolicyRecipe, RefusesOtherClassesAndSeveralProcesses) {
   PolicyParts parts = tiny_parts();
   parts.class_names = {"a", "x", "c"};
-  try {
-    make(tiny_config(), std::move(parts));
-    FAIL() << "no error";
-  } catch (const InputError& e) {
-    const std::string text = e.what();
-    EXPECT_NE(text.find("class 1 is \"b\", the generator's is \"x\""), std::string::npos) << text;
-  }
+  const std::string text = message_of([&] { make(tiny_config(), std::move(parts)); });
+  EXPECT_NE(text.find("class 1 is \"b\", the generator's is \"x\""), std::string::npos) << text;
   RecipeContext context;
   context.world_size = 2;
   EXPECT_THROW(make_policy_recipe(tiny_config(), tiny_parts(), std::make_shared<Colours>(), nullptr, context),

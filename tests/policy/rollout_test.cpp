@@ -383,6 +383,12 @@ TEST(PolicyFiles, ErrorsSayBothSides) {
   PolicySettings any = tiny_settings(0);
   expect_input_error([&] { PolicySchedule(any, policy.actor, 17, at::kCPU); }, {"2 to 16 steps", "17"});
 
+  TensorMap diverged;
+  for (const auto& [name, tensor] : module_state(*policy.actor)) diverged[name] = tensor.clone();
+  diverged.begin()->second.flatten()[0] = NAN;
+  write_policy(folder / "nan.safetensors", settings, diverged);
+  expect_input_error([&] { read_policy(folder / "nan.safetensors"); },
+                     {"nan.safetensors", diverged.begin()->first.c_str(), "NaN"});
   expect_input_error([&] { read_policy(folder / "absent.safetensors"); }, {"absent.safetensors", "no such"});
   TensorMap tensors;
   Metadata metadata;
@@ -401,6 +407,9 @@ TEST(PolicyFiles, ErrorsSayBothSides) {
   Json huge = config_to_json(settings);
   huge["network"]["mlp"] = 65536;
   expect_input_error(with("config", huge.dump()), {"broken", "holds"});
+  huge = config_to_json(settings);
+  huge["network"]["input"] = "tokens", huge["network"]["codes"] = 1 << 24;
+  expect_input_error(with("config", huge.dump()), {"broken", "16777216 codes"});
   Json wider = config_to_json(settings);
   wider["network"]["mlp"] = 13;
   expect_input_error(with("config", wider.dump()), {"broken", "adaLN2", "[24]", "[26]"});
