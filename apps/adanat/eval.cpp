@@ -5,6 +5,7 @@
 
 #include "apps/adanat/eval_subject.h"
 #include "apps/pipeline/comparison.h"
+#include "apps/pipeline/part_hash.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"
@@ -156,8 +157,11 @@ fs::path choose_weights(const EvalOptions& o, const Protocol& protocol) {
     return o.weights;
   }
   if (!o.model.empty()) {
-    read_model_config(o.model);  // says what is wrong with the folder, before what it lacks
-    if (const fs::path own = fs::path(o.model) / "measure.safetensors"; fs::exists(own)) return own;
+    const ModelConfig config = read_model_config(o.model);
+    if (const fs::path own = fs::path(o.model) / "measure.safetensors"; fs::exists(own)) {
+      check_part_hash(config, own);
+      return own;
+    }
   }
   const fs::path bundled = bundled_measure();
   if (bundled.empty())

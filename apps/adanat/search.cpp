@@ -8,6 +8,7 @@
 
 #include "apps/adanat/cli.h"
 #include "apps/pipeline/conditions.h"
+#include "apps/pipeline/part_hash.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/data/sequential.h"
@@ -31,18 +32,22 @@ struct SearchOptions {
 };
 
 // Everything that the score of a candidate depends on: a history goes on only under the same.
-Json identity(const SearchOptions& o, const Pipeline& pipeline, const Conditions& conditions,
+Json identity(const SearchOptions& o, const Pipeline& pipeline, const ScheduleTable& start,
+              at::ScalarType dtype, const ImageDataset& data, const Conditions& conditions,
               const std::string& features_hash) {
   Json j = config_to_json(o.search);
   j.erase("candidates");  // a search may be made longer
   j.erase("final_images");
-  j["start"] = o.start;
+  j["start"] = config_to_json(start);
   j["rule"] = o.rule;
   j["reference"] = o.reference;
-  j["generator"] = pipeline.model_hash();
+  j["reference_images"] = data.size();
+  for (const char* part : {"generator.safetensors", "tokenizer.safetensors"})
+    if (const auto file = pipeline.config().files.find(part); file != pipeline.config().files.end())
+      j["files"][part] = file->second;
+  j["dtype"] = dtype_name(dtype);
   j["features"] = features_hash;
   if (!conditions.encoder_hash().empty()) j["text_encoder"] = conditions.encoder_hash();
-  if (o.start == "cosine") j["cosine"] = config_to_json(pipeline.config().sampling.table);
   return j;
 }
 
@@ -111,6 +116,9 @@ void run_search(const SearchOptions& o) {
   install_interrupt_handlers();
   o.search.validate();
   if (!o.output.ends_with(".json")) throw InputError(cat("--output ", o.output, ": must end in .json"));
+  if (fs::weakly_canonical(o.start) == fs::weakly_canonical(o.output))
+    throw InputError(
+        cat("--output ", o.output, ": is the table that the search starts from; choose another"));
   if (o.rule != "adanat" && o.rule != "maskgit")
     throw InputError(cat("--rule ", o.rule, ": must be adanat or maskgit"));
   const fs::path history_file = o.output.substr(0, o.output.size() - 5) + ".history.json";
@@ -119,11 +127,13 @@ void run_search(const SearchOptions& o) {
                          ": holds a search already; add --resume to go on with it, or choose another "
                          "--output"));
   const at::Device device = o.compute.apply();
-  Pipeline pipeline = Pipeline::open(o.model, device, parse_dtype(o.compute.dtype, device));
+  const at::ScalarType dtype = parse_dtype(o.compute.dtype, device);
+  Pipeline pipeline = Pipeline::open(o.model, device, dtype);
   const fs::path features = fs::path(o.model) / "features.safetensors";
   if (!fs::exists(features))
     throw InputError(
         cat(features.string(), ": no such file; the search measures with the model's features network"));
+  check_part_hash(pipeline.config(), features);
   const fs::path measure = fs::path(o.model) / "measure.safetensors";
   const auto net =
       load_unless_measure(features, fs::exists(measure) ? measure : fs::path(), "search schedule");
@@ -145,7 +155,7 @@ void run_search(const SearchOptions& o) {
   const ActionBase base = table_base(start);
 
   Conditions conditions(pipeline, data.get(), /*skip_broken=*/false);
-  const Json search = identity(o, pipeline, conditions, net->file_hash());
+  const Json search = identity(o, pipeline, start, dtype, *data, conditions, net->file_hash());
   std::vector<SearchedTable> history;
   if (o.resume && fs::exists(history_file)) history = read_history(history_file, search);
   { const AtomicFile probe(o.output); }

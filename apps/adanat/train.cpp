@@ -7,6 +7,7 @@
 
 #include "apps/adanat/cli.h"
 #include "apps/pipeline/conditions.h"
+#include "apps/pipeline/part_hash.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/base/text.h"
@@ -20,6 +21,7 @@
 #include "core/nn/module_state.h"
 #include "core/train/trainer.h"
 #include "policy/policy_recipe.h"
+#include "policy/reward.h"
 #include "tokenizer/tokenizer_recipe.h"
 
 namespace adanat {
@@ -75,6 +77,10 @@ void take_folders_of_run(TrainOptions& o) {
   const auto take = [&](const char* key, std::string& to) {
     if (to.empty() && run.is_object() && run.contains(key) && run[key].is_string()) to = run[key];
   };
+  // Sums that are cut for another number of threads differ in their last bits.
+  if (o.compute.threads == 0 && run.is_object() && run.contains("threads") &&
+      run["threads"].is_number_unsigned() && run["threads"] <= 1024)
+    o.compute.threads = run["threads"].get<int64_t>();
   take("model", o.model), take("init", o.init), take("config_file", o.config_told);
   // The checkpoint holds the weights: a folder that is gone by now is needed by nothing but the comparison of
   // a policy's start.
@@ -101,6 +107,7 @@ Json run_info(const TrainOptions& o, at::Device device) {
   j["config_file"] = o.config.empty() ? o.config_told : o.config;
   j["model"] = o.model;
   j["init"] = o.init;
+  j["threads"] = at::get_num_threads();
   return j;
 }
 
@@ -151,6 +158,8 @@ RecipeContext make_context(at::Device device, int64_t seed) {
 std::optional<TensorMap> load_init(const TrainOptions& o, const std::string& part) {
   if (o.init.empty()) return std::nullopt;
   if (!fs::exists(fs::path(o.init) / part)) throw InputError(cat("--init ", o.init, ": holds no ", part));
+  if (fs::exists(fs::path(o.init) / "config.json"))
+    check_part_hash(read_model_config(o.init), fs::path(o.init) / part);
   return read_tensors(fs::path(o.init) / part);
 }
 
@@ -161,10 +170,30 @@ void train_classifier(const TrainOptions& o) {
   note(data->describe());
   const auto held_out = open_held_out(config.held_out, config.data);
   RecipeContext context = make_context(device, config.seed);
-  context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
+  const ModelConfig described = describe_model(o, config.model.image_size, data->class_names());
+  if (!o.model.empty()) {
+    const ModelConfig given = read_model_config(o.model);
+    if (given.generator && !given.from_texts() && given.class_names != described.class_names)
+      throw InputError(cat("-m ", o.model, ": its generator knows other classes than ", data->describe(),
+                           ", and the two would not fit into one folder; leave -m away"));
+  }
+  context.finish_model = finish_with(o, described);
   const auto init = load_init(o, config.role + ".safetensors");  // its own role's: the measure stays apart
   const auto recipe = make_classifier_recipe(config, data, held_out, context, init ? &*init : nullptr);
   run_training(*recipe, o.out, o.resume, run_info(o, device));
+}
+
+// The network of the perceptual loss: the one that the config names, else that of -m; null where there is
+// none. Never the one that judges.
+std::shared_ptr<FeatureNet> perceptual_network(const TrainOptions& o, const std::string& named) {
+  const fs::path measure = o.model.empty() ? fs::path() : fs::path(o.model) / "measure.safetensors";
+  const fs::path own = o.model.empty() ? fs::path() : fs::path(o.model) / "features.safetensors";
+  if (named.empty() && (own.empty() || !fs::exists(own))) return nullptr;
+  if (named.empty()) check_part_hash(read_model_config(o.model), own);
+  // Published networks have no role.
+  if (!named.empty() && !named.ends_with(".safetensors")) return load_feature_net(named);
+  return load_unless_measure(named.empty() ? own : fs::path(named),
+                             fs::exists(measure) ? measure : fs::path(), "train tokenizer");
 }
 
 void train_tokenizer(const TrainOptions& o) {
@@ -173,11 +202,7 @@ void train_tokenizer(const TrainOptions& o) {
   const std::shared_ptr<const ImageDataset> data = open_dataset(config.data);
   note(data->describe());
   const auto held_out = open_held_out(config.held_out, config.data);
-  std::shared_ptr<FeatureNet> perceptual;
-  if (!config.features.empty())
-    perceptual = load_feature_net(config.features);
-  else if (!o.model.empty() && fs::exists(fs::path(o.model) / "features.safetensors"))
-    perceptual = load_feature_net(fs::path(o.model) / "features.safetensors");
+  const std::shared_ptr<FeatureNet> perceptual = perceptual_network(o, config.features);
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
   const auto init = load_init(o, "tokenizer.safetensors");
@@ -335,18 +360,34 @@ PolicyTrainConfig parse_policy_config(const TrainOptions& o, const ModelConfig& 
   return config;
 }
 
+// The type that `auto` stands for goes into the run's config, and a run that goes on keeps its own: on
+// another machine `auto` may be another.
+at::ScalarType settle_dtype(const TrainOptions& o, PolicyTrainConfig& config, at::Device device) {
+  config.validate();
+  const fs::path own = fs::path(o.out) / "config.json";
+  if (config.dtype == "auto" && o.resume && fs::exists(own)) {
+    const Json stored = read_json_file(own.string());
+    if (stored.is_object() && stored.contains("dtype") &&
+        (stored["dtype"] == "float32" || stored["dtype"] == "bfloat16"))
+      config.dtype = stored["dtype"];
+  }
+  const at::ScalarType dtype = parse_dtype(config.dtype, device);
+  config.dtype = dtype_name(dtype);
+  return dtype;
+}
+
 void train_policy(const TrainOptions& o) {
   const at::Device device = o.compute.apply();
   if (o.model.empty())
     throw InputError("-m: give the model folder with the generator that the policy is for");
   const fs::path folder = o.model;
   const ModelConfig given = read_model_config(folder);
-  const PolicyTrainConfig config = parse_policy_config(o, given);
+  PolicyTrainConfig config = parse_policy_config(o, given);
+  const at::ScalarType dtype = settle_dtype(o, config, device);
   PolicyParts parts;
-  parts.generator = open_generator(folder, given, device, parse_dtype(config.dtype, device));
+  parts.generator = open_generator(folder, given, device, dtype);
   parts.tokenizer = open_tokenizer(folder, given, device);
-  if (device.is_cuda() && parse_dtype(config.dtype, device) == at::kBFloat16)
-    parts.tokenizer->decode_in_bfloat16();
+  if (device.is_cuda() && dtype == at::kBFloat16) parts.tokenizer->decode_in_bfloat16();
   if (given.files.contains("generator.safetensors"))
     parts.generator_hash = given.files.at("generator.safetensors");
   if (given.files.contains("tokenizer.safetensors"))
@@ -359,6 +400,7 @@ void train_policy(const TrainOptions& o) {
   reward.seed = uint64_t(config.seed);
   if (fs::exists(folder / "features.safetensors")) {
     reward.features = folder / "features.safetensors";
+    check_part_hash(given, reward.features);
     parts.features = load_feature_net(reward.features);
     parts.features->to(device);
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "apps/pipeline/part_hash.h"
 #include "core/base/edit_distance.h"
 #include "core/base/sha256.h"
 #include "core/base/text.h"
@@ -14,6 +15,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kConfigFile = "config.json";
+constexpr const char *kTokenizerFile = "tokenizer.safetensors", *kGeneratorFile = "generator.safetensors";
 
 bool is_part(const fs::path& file) {
   return file.extension() == ".safetensors";
@@ -140,8 +142,8 @@ void write_model_config(const fs::path& folder, ModelConfig config) {
   if (!config.name.empty() && !is_name(config.name))
     throw InputError(cat(folder.string(), ": the model's name \"", one_line(config.name),
                          "\" must be UTF-8 without control characters; rename the folder"));
-  config.tokenizer = config_of_part<TokenizerConfig>(folder / "tokenizer.safetensors");
-  config.generator = config_of_part<GeneratorConfig>(folder / "generator.safetensors");
+  config.tokenizer = config_of_part<TokenizerConfig>(folder / kTokenizerFile);
+  config.generator = config_of_part<GeneratorConfig>(folder / kGeneratorFile);
   std::vector<fs::path> parts;
   for (const auto& entry : fs::directory_iterator(folder))
     if (is_part(entry.path())) parts.push_back(entry.path());
@@ -173,13 +175,15 @@ std::optional<fs::path> policy_for(const fs::path& folder, int64_t steps) {
 }
 
 void copy_missing_parts(const fs::path& from, const fs::path& to) {
-  // A policy belongs to its generator: it does not come along to another one.
-  const bool new_generator = fs::exists(to / "generator.safetensors");
+  // A generator belongs to its tokenizer, a policy to its generator: neither comes along to another one.
+  const bool new_tokenizer = fs::exists(to / kTokenizerFile);
+  const bool new_generator = fs::exists(to / kGeneratorFile);
   for (const auto& entry : fs::directory_iterator(from)) {
-    const fs::path target = to / entry.path().filename();
-    if (!is_part(entry.path()) || fs::exists(target)) continue;
-    if (new_generator && entry.path().filename().string().starts_with("policy-")) continue;
-    copy_durably(entry.path(), target);
+    const std::string name = entry.path().filename().string();
+    if (!is_part(entry.path()) || fs::exists(to / name)) continue;
+    if (new_tokenizer && name == kGeneratorFile) continue;
+    if ((new_tokenizer || new_generator) && name.starts_with("policy-")) continue;
+    copy_durably(entry.path(), to / name);
   }
   if (fs::exists(to / kTextEncoderFolder)) return;
   for (const fs::path& file : files_in(from / kTextEncoderFolder)) {
@@ -193,14 +197,23 @@ void copy_missing_parts(const fs::path& from, const fs::path& to) {
 
 SafetensorsFile open_part(const fs::path& folder, const ModelConfig& config, const std::string& name) {
   SafetensorsFile file = SafetensorsFile::open(folder / name);
-  const auto known = config.files.find(name);
   const MappedFile& bytes = *file.mapping();
-  if (known == config.files.end() || bytes.size() > kHashedAtStart) return file;
-  if (const std::string actual = sha256_hex(bytes.data(), bytes.size()); actual != known->second)
-    throw InputError(cat(file.path().string(), ": has hash ", actual.substr(0, 12), "..., config.json says ",
+  if (config.files.contains(name) && bytes.size() <= kHashedAtStart)
+    check_part_hash(config, file.path(), sha256_hex(bytes.data(), bytes.size()));
+  return file;
+}
+
+void check_part_hash(const ModelConfig& config, const fs::path& file, const std::string& actual) {
+  const auto known = config.files.find(file.filename().string());
+  if (known != config.files.end() && known->second != actual)
+    throw InputError(cat(file.string(), ": has hash ", actual.substr(0, 12), "..., config.json says ",
                          known->second.substr(0, 12),
                          "...; the file is damaged or was replaced, fetch or train it again"));
-  return file;
+}
+
+void check_part_hash(const ModelConfig& config, const fs::path& file) {
+  if (config.files.contains(file.filename().string()) && fs::file_size(file) <= kHashedAtStart)
+    check_part_hash(config, file, sha256_file(file.string()));
 }
 
 std::vector<std::string> verify_model(const fs::path& folder, const ModelConfig& config) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "apps/pipeline/part_hash.h"
 #include "core/base/log.h"
 #include "core/generator/inference.h"
 #include "core/generator/shapes.h"
@@ -132,11 +133,7 @@ std::unique_ptr<Schedule> Pipeline::schedule(const std::string& chosen, int64_t 
     const fs::path source = given ? policy : *own;
     if (!given) {
       given = read_policy(source);
-      const auto known = config_.files.find(source.filename().string());
-      if (known != config_.files.end() && known->second != given->hash)
-        throw InputError(cat(source.string(), ": has hash ", given->hash.substr(0, 12),
-                             "..., config.json says ", known->second.substr(0, 12),
-                             "...; the file is damaged or was replaced, fetch or train it again"));
+      check_part_hash(config_, source, given->hash);
     }
     const GeneratorConfig& g = *config_.generator;
     check_policy(*given, source.string(), steps, g.width, g.grid_height, g.grid_width, g.codes, model_hash());

@@ -5,6 +5,7 @@
 
 #include <thread>
 
+#include "core/io/atomic_file.h"
 #include "e2e/eval_fixture.h"
 
 namespace adanat {
@@ -67,6 +68,12 @@ TEST_F(Eval, AFolderWithoutAMeasureNetworkIsMeasuredByTheBundledOne) {
   EXPECT_NE(without.err.find("m holds no measure network: measured by "), std::string::npos) << without.err;
   EXPECT_EQ(value(Json::parse(without.out), "fd"), value(run("eval --quiet -m " + model() + flags), "fd"));
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, "eval -m " + path("none") + flags), 2, "none"));
+  // A damaged one gives no figure.
+  std::string bytes = read_file(fs::path(model()) / "measure.safetensors");
+  bytes[bytes.size() / 2] ^= 1;
+  write_file_atomic(fs::path(path("m")) / "measure.safetensors", bytes);
+  EXPECT_TRUE(is_one_line_error(adanat_run(dir_, "eval -m " + path("m") + flags), 2,
+                                "measure.safetensors: has hash"));
 }
 
 TEST_F(Eval, StatisticsGiveTheFiguresOfTheirImages) {

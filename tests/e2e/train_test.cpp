@@ -301,6 +301,15 @@ TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
   expect("train tokenizer --data " + path("shapes") + " --out " + path("new") +
              " --set features=" + path("none.safetensors"),
          "none.safetensors");
+  expect("train tokenizer --data " + path("shapes") + " --out " + path("new") +
+             " --set features=" + (testing::source_dir() / "models/mnist/measure.safetensors").string(),
+         "has the role measure");
+  expect("train classifier --data " + path("shapes") + " --set model.image_size=28 --out " + path("new") +
+             " -m " + (testing::source_dir() / "models/mnist").string(),
+         "knows other classes");
+  expect(
+      "train tokenizer --data " + path("shapes") + " --out " + path("new") + " --set optimizer.accumulate=0",
+      "optimizer.accumulate must be >= 1");
   EXPECT_FALSE(fs::exists(path("new")));
   EXPECT_FALSE(fs::exists(path("x.png")));
   for (const char* help : {"--help", "generate --help", "train --help", "train generator -h", "eval -h",
@@ -311,13 +320,14 @@ TEST_F(Shapes, WrongUseIsOneLineAndStatusTwo) {
 // A run goes on by its own folder alone: data, sizes and the folder of the other parts are in its
 // config.json.
 TEST_F(Shapes, GoesOnWithoutBeingToldAgain) {
-  const std::string begin = "train generator --quiet --data " + path("tokens.safetensors") + " -m " +
+  const std::string begin = "train generator --quiet -t 1 --data " + path("tokens.safetensors") + " -m " +
                             path("tokenizer/model") + " --out " + path("again") + kSmallGenerator +
                             " --set loop.steps=6 --set loop.checkpoint_every=3";
   expect_ok(begin);
   fs::remove_all(path("again/checkpoints/step-6"));
   expect_ok("train generator --quiet --resume --out " + path("again"));
   EXPECT_TRUE(fs::exists(path("again/checkpoints/step-6")));
+  EXPECT_EQ(read_json_file(path("again/config.json"))["run"]["threads"], 1);
   // A start that came to nothing does not block its folder.
   const std::string bad =
       "train generator --quiet --data " + path("tokens.safetensors") + " -m " + path("tokenizer/model") +
@@ -423,6 +433,9 @@ TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
         "samples/schedule-guidance-00000004.png", "checkpoints/step-4/state.safetensors"})
     EXPECT_TRUE(fs::exists(path(std::string("policy/") + name))) << name;
   EXPECT_EQ(adanat_run(*dir_, "info --verify " + path("policy/model")).status, 0);
+  const Json config = read_json_file(path("policy/config.json"));
+  EXPECT_NE(config["dtype"], "auto") << "what it stands for is stored";
+  EXPECT_EQ(config["run"]["threads"], 1) << "a resumed run sums as before";
   // Resumed after two updates, it is the same to the last bit.
   expect_ok(train + "2 --out " + path("policy-parts"));
   expect_ok(train + "4 --resume --out " + path("policy-parts"));
@@ -452,20 +465,30 @@ TEST_F(Shapes, TrainsAPolicyThatGenerateUses) {
 }
 
 TEST_F(Shapes, SearchesATable) {
-  const std::string search = "search schedule --quiet -t 1 -m " + model() + " --reference " + path("shapes") +
-                             " --count 20 --final-count 30 --population 2 -o " + path("found.json") +
-                             " --steps ";
-  const auto outcome = adanat_run(*dir_, search + "3 --candidates 3");
+  const auto search = [&](const std::string& to, const std::string& rest) {
+    return adanat_run(*dir_, "search schedule --quiet -t 1 -m " + model() + " --reference " + path("shapes") +
+                                 " --count 20 --final-count 30 --population 2 -o " + path(to) + " --steps " +
+                                 rest);
+  };
+  const auto outcome = search("found.json", "3 --candidates 3");
   ASSERT_EQ(outcome.status, 0) << outcome.err;
-  const std::string first = read_file(path("found.json"));
-  EXPECT_TRUE(is_one_line_error(adanat_run(*dir_, search + "3 --candidates 5"), 2, "--resume"));
-  const auto longer = adanat_run(*dir_, search + "3 --candidates 5 --resume");
+  EXPECT_TRUE(is_one_line_error(search("found.json", "3 --candidates 5"), 2, "--resume"));
+  const auto longer = search("found.json", "3 --candidates 5 --resume");
   ASSERT_EQ(longer.status, 0) << longer.err;
   EXPECT_EQ(Json::parse(longer.out)["candidates"], 5);
   expect_ok("generate --quiet -m " + model() + " --schedule " + path("found.json") + " -n 2 -o " +
             path("found.png"));
-  EXPECT_TRUE(
-      is_one_line_error(adanat_run(*dir_, search + "4 --candidates 5 --resume"), 2, "another search"));
+  EXPECT_TRUE(is_one_line_error(search("found.json", "4 --candidates 5 --resume"), 2, "another search"));
+
+  // Scores belong to the table that a search starts from, not to the name of its file.
+  fs::copy_file(path("found.json"), path("start.json"));
+  const std::string from = "3 --candidates 1 --start " + path("start.json");
+  EXPECT_TRUE(is_one_line_error(search("start.json", from), 2, "starts from"));
+  ASSERT_EQ(search("again.json", from).status, 0);
+  Json table = read_json_file(path("start.json"));
+  table["guidance"][0] = 9;
+  std::ofstream(path("start.json")) << table;
+  EXPECT_TRUE(is_one_line_error(search("again.json", from + " --resume"), 2, "another search"));
 }
 
 // A minute on real digits: what a user's first run looks like.

@@ -5,16 +5,19 @@
 #include <cmath>
 #include <fstream>
 
+#include "apps/pipeline/part_hash.h"
 #include "apps/pipeline/pipeline.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/module_state.h"
 #include "pipeline/small_model.h"
+#include "support/message_of.h"
 #include "support/support.h"
 
 namespace adanat {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::message_of;
 using testing::write_small_model;
 using testing::write_small_text_model;
 
@@ -71,14 +74,9 @@ TEST(Pipeline, NamesWhatATextModelLacks) {
   write_small_text_model(dir / "m");
   const auto message = [&] {
     Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
-    try {
-      pipeline.set_prompts({"a cat"});
-    } catch (const InputError& e) {
-      return std::string(e.what());
-    }
-    return std::string();
+    return message_of([&] { pipeline.set_prompts({"a cat"}); });
   };
-  EXPECT_EQ(message(), "");
+  EXPECT_EQ(message(), "no error");
   GeneratorConfig config = *read_model_config(dir / "m").generator;
   config.text_width = 1280;
   write_generator(dir / "m/generator.safetensors", config, module_state(*Generator(config)));
@@ -111,12 +109,8 @@ TEST(ModelFolder, ClassesByNameOrNumber) {
   EXPECT_EQ(class_id(config, "dog"), 1);
   EXPECT_EQ(class_id(config, "0"), 0);
   EXPECT_THROW(class_id(config, "7"), InputError);  // an integer is always an id
-  try {
-    class_id(config, "dig");
-    FAIL();
-  } catch (const InputError& e) {
-    EXPECT_NE(std::string(e.what()).find("close ones: dog"), std::string::npos) << e.what();
-  }
+  const std::string text = message_of([&] { class_id(config, "dig"); });
+  EXPECT_NE(text.find("close ones: dog"), std::string::npos) << text;
 }
 
 TEST(Pipeline, GeneratesTheSameInAnyBatch) {
@@ -133,12 +127,7 @@ TEST(Pipeline, GeneratesTheSameInAnyBatch) {
 }
 
 std::string opening_error(const fs::path& folder) {
-  try {
-    Pipeline::open(folder, at::kCPU, at::kFloat);
-  } catch (const InputError& e) {
-    return e.what();
-  }
-  return "";
+  return message_of([&] { Pipeline::open(folder, at::kCPU, at::kFloat); });
 }
 
 // Rewrites a part of the model with one weight changed; config.json gets the new hash if `rehash`.
@@ -151,11 +140,38 @@ void change_weight(const fs::path& folder, const char* part, const char* name, d
   if (rehash) write_model_config(folder, read_model_config(folder));
 }
 
+TEST(ModelFolder, APartThatIsNotTheListedOneIsNamed) {
+  const testing::TempDir dir;
+  write_small_model(dir / "m");
+  const fs::path file = dir / "m" / "tokenizer.safetensors";
+  ModelConfig config = read_model_config(dir / "m");
+  check_part_hash(config, file);
+  config.files["tokenizer.safetensors"] = std::string(64, '0');
+  EXPECT_NE(message_of([&] { check_part_hash(config, file); }).find(file.string() + ": has hash"),
+            std::string::npos);
+  config.files.erase("tokenizer.safetensors");
+  check_part_hash(config, file);
+}
+
+TEST(ModelFolder, NoGeneratorComesAlongToAnotherTokenizer) {
+  const testing::TempDir dir;
+  write_small_model(dir / "m");
+  write_file_atomic(dir / "m" / "policy-T4.safetensors", "p"),
+      write_file_atomic(dir / "m" / "features.safetensors", "f");
+  fs::create_directories(dir / "n");
+  write_file_atomic(dir / "n" / "tokenizer.safetensors", "new");
+  copy_missing_parts(dir / "m", dir / "n");
+  EXPECT_EQ(read_file(dir / "n" / "tokenizer.safetensors"), "new");
+  EXPECT_TRUE(fs::exists(dir / "n" / "features.safetensors"));
+  EXPECT_FALSE(fs::exists(dir / "n" / "generator.safetensors"));
+  EXPECT_FALSE(fs::exists(dir / "n" / "policy-T4.safetensors"));
+}
+
 TEST(Pipeline, NamesAFlippedBit) {
   for (const char* part : {"generator.safetensors", "tokenizer.safetensors"}) {
     const testing::TempDir dir;
     write_small_model(dir / "m");
-    EXPECT_EQ(opening_error(dir / "m"), "");
+    EXPECT_EQ(opening_error(dir / "m"), "no error");
     const fs::path file = dir / "m" / part;
     std::string bytes = read_file(file);
     bytes[bytes.size() - 100] ^= 4;
@@ -184,12 +200,8 @@ TEST(Pipeline, NamesTheFolderWhoseLogitsAreNoNumbers) {
   change_weight(dir / "m", "generator.safetensors", "mid_block.norm2.bias", 3e38, true);
   Pipeline pipeline = Pipeline::open(dir / "m", at::kCPU, at::kFloat);
   const auto schedule = pipeline.schedule("cosine", 2, {});
-  try {
-    pipeline.generate({{0}, 1, 0}, *schedule);
-    FAIL();
-  } catch (const RunError& e) {
-    EXPECT_EQ(std::string(e.what()).find((dir / "m").string() + ": a logit is not a number"), 0u) << e.what();
-  }
+  const std::string text = message_of<RunError>([&] { pipeline.generate({{0}, 1, 0}, *schedule); });
+  EXPECT_EQ(text.find((dir / "m").string() + ": a logit is not a number"), 0u) << text;
 }
 
 // Terabytes by the config, kilobytes in the files: refused from the files' headers. (Were the module built

@@ -29,12 +29,14 @@ TEST(FirstDifference, MissingKeysDifferOnEitherSide) {
   EXPECT_EQ(first_difference(1, 2)->key, "");
 }
 
-TEST(FirstDifference, IgnoresKeysAtTheTopAlone) {
+TEST(FirstDifference, IgnoresKeysByTheirWholeNames) {
   const Json a = {{"run", 1}, {"model", {{"run", 1}}}}, b = {{"run", 2}, {"model", {{"run", 1}}}};
   EXPECT_FALSE(first_difference(a, b, {"run"}));
   EXPECT_FALSE(first_difference({{"run", 1}}, Json::object(), {"run"}));
   EXPECT_FALSE(first_difference(Json::object(), {{"run", 1}}, {"run"}));
   EXPECT_EQ(first_difference(a, {{"run", 2}, {"model", {{"run", 3}}}}, {"run"})->key, "model.run");
+  EXPECT_FALSE(first_difference(a, {{"run", 1}, {"model", {{"run", 3}}}}, {"model.run"}));
+  EXPECT_EQ(first_difference(a, b, {"model.run"})->key, "run");
 }
 
 }  // namespace
