@@ -2,6 +2,7 @@
 // docs/evaluation.md).
 #include <cmath>
 #include <cstdio>
+#include <set>
 
 #include "apps/adanat/eval_subject.h"
 #include "apps/pipeline/comparison.h"
@@ -16,9 +17,6 @@ namespace {
 
 // --compare and --plot: nothing is measured.
 void run_compare(const EvalOptions& o) {
-  if (!o.model.empty() || !o.images.empty() || !o.reference.empty() || o.count > 0 || !o.weights.empty() ||
-      !o.metrics.empty() || !o.protocol.empty() || !o.save_stats.empty())
-    throw InputError("--compare: reads finished results; of the other flags only --plot goes with it");
   if (!o.plot.empty() && fs::path(o.plot).extension() != ".png")
     throw InputError(cat("--plot ", o.plot, ": must end in .png"));
   std::vector<EvalResult> results;
@@ -73,8 +71,6 @@ void check_options(const EvalOptions& o) {
     throw InputError(
         "--reference: give the images or statistics to compare with (or --save-stats FILE.npz to keep "
         "statistics)");
-  if (o.reference.empty() && !o.metrics.empty() && !score_alone && o.metrics != "sfid")
-    throw InputError(cat("--metrics ", o.metrics, ": give --reference to compare with"));
   const bool generation_flags = o.steps > 0 || !o.schedule.empty() || !o.policy.empty() || o.table.any() ||
                                 !o.labels.empty() || !o.cache.empty();
   if (!o.generates() && generation_flags)
@@ -206,12 +202,14 @@ std::vector<Figure> figures_of(const Evaluation& e, const MeasuredSet& set, cons
 
 void run_eval(const EvalOptions& o) {
   install_interrupt_handlers();
-  if (!o.compare.empty()) return run_compare(o);
   check_options(o);
   const at::Device device = o.compute.apply();
   const Protocol protocol = choose_protocol(o);
   const std::string standard = protocol.network == "classifier" ? "fd" : "fid";
   const MetricSet metrics = parse_metrics(o.metrics.empty() ? standard : o.metrics, protocol);
+  // Statistics that are kept, and the score, are of one set.
+  if (o.reference.empty() && (metrics.kernel || metrics.manifold))
+    throw InputError(cat("--metrics ", o.metrics, ": give --reference to compare with"));
   const fs::path weights = choose_weights(o, protocol);
   Evaluation e = open_evaluation(o, protocol, metrics, weights, device);
 
@@ -330,7 +328,16 @@ void add_eval(CLI::App& app) {
       "--metrics fid,kid,is,pr\n"
       "  adanat eval --images real/ --protocol clean --weights inception.pth --save-stats real.npz\n"
       "  adanat eval --compare a.json b.json c.json --plot curves.png");
-  command->callback([o] { run_eval(*o); });
+  command->callback([o, command] {
+    if (o->compare.empty()) return run_eval(*o);
+    install_interrupt_handlers();
+    const std::set<std::string> fitting = {"--compare", "--plot", "--plot-metric", "--quiet"};
+    for (const CLI::Option* option : command->get_options())
+      if (option->count() > 0 && !fitting.contains(option->get_name()))
+        throw InputError(
+            cat("--compare: reads finished results; ", option->get_name(), " does not go with it"));
+    run_compare(*o);
+  });
 }
 
 }  // namespace adanat

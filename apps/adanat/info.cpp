@@ -207,7 +207,10 @@ Json describe_run(const fs::path& path) {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(path / "checkpoints"))
     names.push_back(entry.path().filename());
-  std::sort(names.begin(), names.end());
+  // step-500 before step-1000: the last is the newest.
+  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
+    return std::pair(a.size(), a) < std::pair(b.size(), b);
+  });
   j["checkpoints"] = names;
   return j;
 }
@@ -251,7 +254,7 @@ Json describe(const InfoOptions& o) {
     if (fs::exists(path / "config.json")) return describe_model(path, o.verify);
   } else if (path.extension() == ".safetensors") {
     return describe_safetensors(path);
-  } else if (path.extension() == ".png") {
+  } else if (path.extension() == ".png" || path.extension() == ".PNG") {
     return describe_png(path, o.verify);
   } else if (fs::is_regular_file(path)) {
     if (Json j = describe_tensors(path, o.verify); !j.is_null()) return j;

@@ -225,9 +225,9 @@ void require_images(const Protocol& protocol, const MetricSet& metrics, const Ex
     need("is", std::max<int64_t>(1, protocol.is_splits),
          cat(" (one for each of its ", protocol.is_splits, " splits)"), set);
   if (!reference) return;
-  if (metrics.frechet)
+  if (metrics.frechet || metrics.spatial)
     for (const ExpectedSet* s : {&set, &*reference})
-      if (s->images) need(classifier ? "fd" : "fid", 2, "", *s);
+      if (s->images) need(!metrics.frechet ? "sfid" : classifier ? "fd" : "fid", 2, "", *s);
   if (metrics.kernel) {
     int64_t size = protocol.kid_subset_size;
     if (protocol.kid_shrink) size = std::min({size, set.images.value_or(0), reference->images.value_or(0)});
@@ -264,14 +264,17 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
                          set.dimensions(), "; statistics of another network or tap?"));
   require_images(protocol, metrics, as_expected(set, set_name), as_expected(reference, reference_name));
   std::vector<Figure> out;
-  if (metrics.frechet) {
+  const auto warn_of_few = [&](const char* metric, int64_t dimensions) {
     each([&](const MeasuredSet& s, const std::string& name) {
       const auto count = s.reported_count();
-      if (count && *count < s.dimensions())
-        warning(cat("only ", *count, " images for ", s.dimensions(), " feature dimensions in ", name,
-                    ": the covariance is singular and the ", classifier ? "FD" : "FID",
+      if (count && *count < dimensions)
+        warning(cat("only ", *count, " images for ", dimensions, " feature dimensions in ", name,
+                    ": the covariance is singular and the ", metric,
                     " biased upwards; compare equal counts only"));
     });
+  };
+  if (metrics.frechet) {
+    warn_of_few(classifier ? "FD" : "FID", set.dimensions());
     out.push_back({fd, frechet_distance(set.stats(), reference.stats()), {}});
   }
   if (metrics.spatial) {
@@ -279,6 +282,7 @@ std::vector<Figure> compare_sets(const MeasuredSet& set, const std::string& set_
     if (a.mean.sizes() != b.mean.sizes())
       throw InputError(cat(reference_name, ": mu_s has ", b.mean.size(0), " dimensions, ", set_name, " has ",
                            a.mean.size(0)));
+    warn_of_few("sFID", a.mean.size(0));
     out.push_back({"sfid", frechet_distance(a, b), {}});
   }
   if (metrics.kernel) {

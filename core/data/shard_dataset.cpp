@@ -25,11 +25,15 @@ struct Member {
   std::string extension;  // the rest, small letters
 };
 
-// An empty extension: no part of a sample.
+// An empty extension: no part of a sample, as the names of webdataset's own notes (__NAME__) and those that
+// begin with a dot (what macOS puts beside a file).
 Member split_name(std::string_view name) {
   const size_t slash = name.rfind('/'), base = slash == std::string_view::npos ? 0 : slash + 1;
   const size_t dot = name.find('.', base);
-  if (dot == std::string_view::npos || name.substr(base).starts_with("__")) return {};
+  const std::string_view file = name.substr(base);
+  const bool note =
+      file.size() > 4 && file.starts_with("__") && file.substr(2).find("__") != std::string_view::npos;
+  if (dot == std::string_view::npos || dot == base || note) return {};
   std::string extension(name.substr(dot + 1));
   for (char& c : extension) c = char(std::tolower(static_cast<unsigned char>(c)));
   return {name.substr(0, dot), std::move(extension)};
@@ -81,11 +85,11 @@ class ShardDataset : public ImageDataset {
           if (member.extension.empty()) continue;
           if (member.key != first.key) break;
           const bool is_image = is_image_extension(member.extension);
-          if ((is_image && image >= 0) || (member.extension == "txt" && caption >= 0) ||
-              (member.extension == "cls" && label >= 0))
+          if ((image >= 0 && member.extension == split_name(entries[size_t(image)].name).extension) ||
+              (member.extension == "txt" && caption >= 0) || (member.extension == "cls" && label >= 0))
             throw InputError(cat(shards_[s].first.string(), ": holds ", printable(entries[end].name),
                                  " although its sample has one of these already"));
-          if (is_image) image = int64_t(end);
+          if (is_image && image < 0) image = int64_t(end);  // of several kinds the first
           if (member.extension == "txt") caption = int64_t(end);
           if (member.extension == "cls") label = read_label(s, end);
         }

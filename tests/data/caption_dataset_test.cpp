@@ -240,6 +240,30 @@ TEST(ShardDataset, BadSamples) {
   expect_input_error([&] { open_dataset(dir / "t.tar"); }, {"t.tar: holds a.txt although"});
 }
 
+TEST(ShardDataset, NamesThatAreNoPartOfASampleDoNotEndOne) {
+  const TempDir dir;
+  // What macOS writes beside each file, webdataset's notes, and a name that only looks like one.
+  put_file(dir / "s.tar", tar_entry("._a.png", "x") + tar_entry("a.png", png_bytes(4, 4, 1)) +
+                              tar_entry("._a.txt", "x") + tar_entry("__index__.json", "x") +
+                              tar_entry("a.txt", "first") + sample_files("__b", "second", 2) + tar_end());
+  ::testing::internal::CaptureStderr();
+  const auto dataset = open_dataset(dir / "s.tar");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+  ASSERT_EQ(dataset->size(), 2);
+  EXPECT_EQ(dataset->caption(0), "first");
+  EXPECT_EQ(dataset->caption(1), "second");
+}
+
+TEST(ShardDataset, OfSeveralKindsOfImageTheFirstIsTaken) {
+  const TempDir dir;
+  put_file(dir / "s.tar", sample_files("a", "both", 1) + tar_entry("a.jpeg", "not read") + tar_end());
+  const auto dataset = open_dataset(dir / "s.tar");
+  ASSERT_EQ(dataset->size(), 1);
+  EXPECT_EQ(dataset->image(0).width, 4);
+  put_file(dir / "t.tar", sample_files("a", "twice", 1) + tar_entry("a.png", "again") + tar_end());
+  expect_input_error([&] { open_dataset(dir / "t.tar"); }, {"t.tar: holds a.png although"});
+}
+
 TEST(ShardDataset, LeavesOtherArchivesToTheirReaders) {
   const TempDir dir;
   put_file(dir / "tree.tar", tar_entry("cat/1.png", png_bytes(4, 4, 1)) +

@@ -129,6 +129,10 @@ TEST_F(Eval, OnlyWhatIsMeantIsMeasured) {
   write_set("one", 1, 0);
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, alone + path("one") + " --save-stats " + path("s.npz")), 2,
                                 "2 images"));
+  // Statistics to keep need no reference, also where the metric is named.
+  EXPECT_EQ(adanat_run(dir_, alone + path("a") + " --metrics fd --save-stats " + path("s.npz")).status, 0);
+  EXPECT_TRUE(
+      is_one_line_error(adanat_run(dir_, "eval --compare a.json b.json --steps 4"), 2, "--steps does not"));
   // The score needs no reference.
   EXPECT_GE(run(alone + path("a") + " --metrics is").at("metrics").at("is").at("value").get<double>(), 1);
   // The classes of a folder of images are not the model's: in turn, and the result says so.

@@ -482,7 +482,7 @@ TEST_F(Shapes, SearchesATable) {
 
   // Scores belong to the table that a search starts from, not to the name of its file.
   fs::copy_file(path("found.json"), path("start.json"));
-  const std::string from = "3 --candidates 1 --start " + path("start.json");
+  const std::string from = "3 --candidates 2 --start " + path("start.json");
   EXPECT_TRUE(is_one_line_error(search("start.json", from), 2, "starts from"));
   ASSERT_EQ(search("again.json", from).status, 0);
   Json table = read_json_file(path("start.json"));
