@@ -173,7 +173,10 @@ void train_classifier(const TrainOptions& o) {
   const ModelConfig described = describe_model(o, config.model.image_size, data->class_names());
   if (!o.model.empty()) {
     const ModelConfig given = read_model_config(o.model);
-    if (given.generator && !given.from_texts() && given.class_names != described.class_names)
+    const bool same = given.class_names.empty() ? given.generator && given.generator->classes ==
+                                                                         int64_t(described.class_names.size())
+                                                : given.class_names == described.class_names;
+    if (given.generator && !given.from_texts() && !same)
       throw InputError(cat("-m ", o.model, ": its generator knows other classes than ", data->describe(),
                            ", and the two would not fit into one folder; leave -m away"));
   }
