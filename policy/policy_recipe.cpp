@@ -23,6 +23,7 @@
 #include "core/io/atomic_file.h"
 #include "core/nn/deferred_checks.h"
 #include "core/nn/module_state.h"
+#include "core/nn/out_of_memory.h"
 #include "core/train/first_difference.h"
 #include "kernels/philox.h"
 #include "policy/collapse_watch.h"
@@ -220,8 +221,8 @@ class PolicyRecipe : public Recipe {
     } catch (const RunError& e) {
       throw RunError(cat("train policy: update ", update, ": ", e.what(), save_diagnostics(update)));
     } catch (const c10::Error& e) {
+      if (is_out_of_memory(e)) throw;
       const std::string text = e.what_without_backtrace();
-      if (text.find("alloc") != std::string::npos || text.find("out of memory") != std::string::npos) throw;
       throw RunError(cat("train policy: update ", update, ": ", text.substr(0, text.find('\n')),
                          save_diagnostics(update)));
     }

@@ -70,6 +70,13 @@ foreach(_folder IN LISTS _folders)
   endif()
 endforeach()
 
+file(GLOB _loose RELATIVE "${SOURCE}" "${SOURCE}/core/*.*" "${SOURCE}/apps/*.*")
+foreach(_file IN LISTS _loose)
+  if(_file MATCHES "\\.(h|cpp|cu|cuh|inl)$")
+    list(APPEND _failures "${_file}: belongs into a folder that a rule names")
+  endif()
+endforeach()
+
 if(_failures)
   string(REPLACE ";" "\n  " _failures "${_failures}")
   message(FATAL_ERROR "includes against the layers:\n  ${_failures}")

@@ -6,7 +6,6 @@
 
 #include "apps/adanat/eval_subject.h"
 #include "apps/pipeline/comparison.h"
-#include "apps/pipeline/part_hash.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"

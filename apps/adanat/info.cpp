@@ -17,6 +17,7 @@
 #include "core/io/pth.h"
 #include "core/io/safetensors.h"
 #include "core/io/zip.h"
+#include "core/train/trainer.h"
 
 namespace adanat {
 namespace fs = std::filesystem;
@@ -205,12 +206,7 @@ Json describe_run(const fs::path& path) {
   j["kind"] = "training run";
   j["config"] = read_json_file((path / "config.json").string());
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(path / "checkpoints"))
-    names.push_back(entry.path().filename());
-  // step-500 before step-1000: the last is the newest.
-  std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
-    return std::pair(a.size(), a) < std::pair(b.size(), b);
-  });
+  for (const fs::path& folder : checkpoints_in(path)) names.push_back(folder.filename());
   j["checkpoints"] = names;
   return j;
 }
@@ -254,9 +250,10 @@ Json describe(const InfoOptions& o) {
     if (fs::exists(path / "config.json")) return describe_model(path, o.verify);
   } else if (path.extension() == ".safetensors") {
     return describe_safetensors(path);
-  } else if (path.extension() == ".png" || path.extension() == ".PNG") {
+  } else if (path.extension() == ".png") {
     return describe_png(path, o.verify);
   } else if (fs::is_regular_file(path)) {
+    if (is_png(MappedFile::open(path)->bytes())) return describe_png(path, o.verify);  // whatever its name
     if (Json j = describe_tensors(path, o.verify); !j.is_null()) return j;
     // Names that only checkpoints have: say what is wrong with the checkpoint, not that it is no dataset.
     for (const char* suffix : {".pth", ".pt", ".ckpt"})

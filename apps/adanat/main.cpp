@@ -12,11 +12,13 @@
 #include "core/base/text.h"
 #include "core/nn/device.h"
 #include "core/nn/heap.h"
+#include "core/nn/out_of_memory.h"
 #include "kernels/load.h"
 
 namespace {
 
-const char* const kOutOfMemory = "out of memory; use a smaller --batch-size or a smaller model";
+const char* const kOutOfMemory =
+    "out of memory; use a smaller batch (--batch-size, in training --set batch_size=N) or a smaller model";
 
 int report(int status, const std::string& message) {
   // One line, whatever a library put into its message.
@@ -123,9 +125,7 @@ int main(int argc, char** argv) {
     return report(e.exit_code(), e.what());
   } catch (const c10::Error& e) {
     const std::string text = e.what_without_backtrace(), what = text.substr(0, text.find('\n'));
-    const bool memory =
-        what.find("allocate memory") != std::string::npos || what.find("out of memory") != std::string::npos;
-    return report(1, memory ? kOutOfMemory : what);
+    return report(1, adanat::is_out_of_memory(e) ? kOutOfMemory : what);
   } catch (const std::bad_alloc&) {
     return report(1, kOutOfMemory);
   } catch (const std::filesystem::filesystem_error& e) {

@@ -8,7 +8,6 @@
 
 #include "apps/adanat/cli.h"
 #include "apps/pipeline/conditions.h"
-#include "apps/pipeline/part_hash.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/data/sequential.h"

@@ -7,7 +7,6 @@
 
 #include "apps/adanat/cli.h"
 #include "apps/pipeline/conditions.h"
-#include "apps/pipeline/part_hash.h"
 #include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/base/text.h"
@@ -155,12 +154,17 @@ RecipeContext make_context(at::Device device, int64_t seed) {
   return context;
 }
 
+// A part of the folder --init: there, and the one that a config.json beside it lists.
+fs::path part_of_init(const TrainOptions& o, const std::string& part) {
+  const fs::path file = fs::path(o.init) / part;
+  if (!fs::exists(file)) throw InputError(cat("--init ", o.init, ": holds no ", part));
+  if (fs::exists(fs::path(o.init) / "config.json")) check_part_hash(read_model_config(o.init), file);
+  return file;
+}
+
 std::optional<TensorMap> load_init(const TrainOptions& o, const std::string& part) {
   if (o.init.empty()) return std::nullopt;
-  if (!fs::exists(fs::path(o.init) / part)) throw InputError(cat("--init ", o.init, ": holds no ", part));
-  if (fs::exists(fs::path(o.init) / "config.json"))
-    check_part_hash(read_model_config(o.init), fs::path(o.init) / part);
-  return read_tensors(fs::path(o.init) / part);
+  return read_tensors(part_of_init(o, part));
 }
 
 void train_classifier(const TrainOptions& o) {
@@ -208,6 +212,8 @@ void train_tokenizer(const TrainOptions& o) {
   const std::shared_ptr<FeatureNet> perceptual = perceptual_network(o, config.features);
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, config.model.image_size, data->class_names()));
+  if (!o.model.empty() && fs::exists(fs::path(o.model) / "generator.safetensors"))
+    note(cat(o.model, ": its generator belongs to its own tokenizer and does not come along"));
   const auto init = load_init(o, "tokenizer.safetensors");
   const auto recipe =
       make_tokenizer_recipe(config, data, held_out, perceptual, context, init ? &*init : nullptr);
@@ -425,7 +431,7 @@ void train_policy(const TrainOptions& o) {
     reward.text_width = parts.texts->pooled_width();
   }
   std::optional<PolicyFile> init;
-  if (!o.init.empty()) init = read_policy(fs::path(o.init) / policy_file_name(config.steps));
+  if (!o.init.empty()) init = read_policy(part_of_init(o, policy_file_name(config.steps)));
   RecipeContext context = make_context(device, config.seed);
   context.finish_model = finish_with(o, describe_model(o, given.image_size, given.class_names));
   const auto recipe = make_policy_recipe(config, std::move(parts), data, init ? &*init : nullptr, context);

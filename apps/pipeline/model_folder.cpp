@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "apps/pipeline/part_hash.h"
 #include "core/base/edit_distance.h"
 #include "core/base/sha256.h"
 #include "core/base/text.h"
@@ -212,7 +211,9 @@ void check_part_hash(const ModelConfig& config, const fs::path& file, const std:
 }
 
 void check_part_hash(const ModelConfig& config, const fs::path& file) {
-  if (config.files.contains(file.filename().string()) && fs::file_size(file) <= kHashedAtStart)
+  std::error_code error;
+  const auto size = fs::file_size(file, error);
+  if (!error && size <= kHashedAtStart && config.files.contains(file.filename().string()))
     check_part_hash(config, file, sha256_file(file.string()));
 }
 

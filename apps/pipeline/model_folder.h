@@ -80,8 +80,8 @@ void write_model_config(const std::filesystem::path& folder, ModelConfig config)
 std::optional<std::filesystem::path> policy_for(const std::filesystem::path& folder, int64_t steps);
 
 // Copies the parts of `from` that `to` does not have: a stage of training adds its own part to those it was
-// given. Policies are left out where `to` has a generator of its own. A text encoder is linked where the file
-// system can, for it is large and never changed.
+// given. A generator stays where `to` has a tokenizer of its own, policies where it has that or a generator.
+// A text encoder is linked where the file system can, for it is large and never changed.
 void copy_missing_parts(const std::filesystem::path& from, const std::filesystem::path& to);
 
 // Files up to this size are compared with their hash at every start: some hundredths of a second. Larger ones
@@ -92,6 +92,12 @@ inline constexpr uint64_t kHashedAtStart = uint64_t{64} << 20;
 // damaged, missing, or not the file that config.json was written for.
 SafetensorsFile open_part(const std::filesystem::path& folder, const ModelConfig& config,
                           const std::string& name);
+
+// InputError that names `file` where `config` lists another SHA-256 for its name than `actual`; what it does
+// not list passes.
+void check_part_hash(const ModelConfig& config, const std::filesystem::path& file, const std::string& actual);
+// The same, hashing the file where it is there and not larger than kHashedAtStart.
+void check_part_hash(const ModelConfig& config, const std::filesystem::path& file);
 
 // Files whose hash differs from config.json's, or that are missing; empty = all is well.
 std::vector<std::string> verify_model(const std::filesystem::path& folder, const ModelConfig& config);

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "apps/pipeline/part_hash.h"
 #include "core/base/log.h"
 #include "core/generator/inference.h"
 #include "core/generator/shapes.h"

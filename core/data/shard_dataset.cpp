@@ -80,15 +80,17 @@ class ShardDataset : public ImageDataset {
         }
         size_t end = begin;
         int64_t image = -1, caption = -1, label = -1;
+        std::vector<std::string> kinds;  // of its images
         for (; end < entries.size(); ++end) {
           const Member member = split_name(entries[end].name);
           if (member.extension.empty()) continue;
           if (member.key != first.key) break;
           const bool is_image = is_image_extension(member.extension);
-          if ((image >= 0 && member.extension == split_name(entries[size_t(image)].name).extension) ||
+          if ((is_image && std::find(kinds.begin(), kinds.end(), member.extension) != kinds.end()) ||
               (member.extension == "txt" && caption >= 0) || (member.extension == "cls" && label >= 0))
             throw InputError(cat(shards_[s].first.string(), ": holds ", printable(entries[end].name),
                                  " although its sample has one of these already"));
+          if (is_image) kinds.push_back(member.extension);
           if (is_image && image < 0) image = int64_t(end);  // of several kinds the first
           if (member.extension == "txt") caption = int64_t(end);
           if (member.extension == "cls") label = read_label(s, end);

@@ -206,7 +206,7 @@ class ClassifierRecipe : public Recipe {
   Scalars evaluate() override {
     if (!held_out_loader_) return {};
     const at::NoGradGuard no_grad;
-    const WithAverages averaged(*this);
+    const AveragedWeights averaged(*ema_, *net_);
     double loss = 0;
     int64_t right = 0, count = 0;
     for (int64_t i = 0; i < held_out_loader_->batches_per_epoch(); ++i) {
@@ -272,12 +272,6 @@ class ClassifierRecipe : public Recipe {
   }
 
  private:
-  // Puts the averaged weights and evaluation mode in force for a scope.
-  struct WithAverages {
-    explicit WithAverages(ClassifierRecipe& r) : recipe(r) { recipe.ema_->swap(), recipe.net_->eval(); }
-    ~WithAverages() { recipe.ema_->swap(), recipe.net_->train(); }
-    ClassifierRecipe& recipe;
-  };
   int64_t rows_at_once() const { return config_.batch_size / config_.optimizer.accumulate; }
 
   // (B, classes) float32; the backward pass of a bfloat16 run goes without autocast.

@@ -147,7 +147,7 @@ class GeneratorRecipe : public Recipe {
 
   Scalars evaluate() override {
     if (!held_out_.has_value()) return {};
-    const WithAverages averaged(*this);
+    const AveragedWeights averaged(*ema_, *net_);
     const at::NoGradGuard no_grad;
     // The same masks at every evaluation, for batches of any size, and no trace of it in the training's
     // random state.
@@ -167,7 +167,7 @@ class GeneratorRecipe : public Recipe {
 
   std::vector<NamedImage> samples() override {
     if (!sample_images_) return {};
-    const WithAverages averaged(*this);
+    const AveragedWeights averaged(*ema_, *net_);
     return sample_images_(*net_);
   }
 
@@ -199,13 +199,6 @@ class GeneratorRecipe : public Recipe {
   }
 
  private:
-  // Puts the averaged weights and evaluation mode in force for a scope.
-  struct WithAverages {
-    explicit WithAverages(GeneratorRecipe& r) : recipe(r) { recipe.ema_->swap(), recipe.net_->eval(); }
-    ~WithAverages() { recipe.ema_->swap(), recipe.net_->train(); }
-    GeneratorRecipe& recipe;
-  };
-
   // From here on `classes` of a captioned file are its captions' places among the encoded texts; 0 is the
   // empty one.
   void take_captions(TokenFile& file, const std::string& name) const {

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_lerp.h>
+#include <torch/nn/module.h>
 
 #include <algorithm>
 
@@ -50,6 +51,16 @@ void Ema::load(const TensorMap& in, const std::string& prefix, const std::string
           cat(where, ": ", prefix, name, " has shape ", it->second.sizes(), ", wanted ", average.sizes()));
     average.copy_(it->second);
   }
+}
+
+AveragedWeights::AveragedWeights(Ema& ema, torch::nn::Module& module) : ema_(ema), module_(module) {
+  ema_.swap();
+  module_.eval();
+}
+
+AveragedWeights::~AveragedWeights() {
+  ema_.swap();
+  module_.train();
 }
 
 }  // namespace adanat

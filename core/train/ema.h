@@ -4,6 +4,10 @@
 #include "core/nn/tensor_file.h"
 #include "core/train/optimizer.h"
 
+namespace torch::nn {
+class Module;
+}
+
 namespace adanat {
 
 struct EmaConfig {
@@ -38,6 +42,19 @@ class Ema {
  private:
   NamedTensors parameters_, averages_;
   EmaConfig config_;
+};
+
+// Puts the averages in the place of the weights, and the module into evaluation mode, for a scope.
+class AveragedWeights {
+ public:
+  AveragedWeights(Ema& ema, torch::nn::Module& module);
+  ~AveragedWeights();
+  AveragedWeights(const AveragedWeights&) = delete;
+  AveragedWeights& operator=(const AveragedWeights&) = delete;
+
+ private:
+  Ema& ema_;
+  torch::nn::Module& module_;
 };
 
 }  // namespace adanat

@@ -17,6 +17,7 @@
 #include "core/base/log.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/linear.h"
+#include "core/nn/out_of_memory.h"
 #include "core/train/finite.h"
 #include "core/train/first_difference.h"
 #include "core/train/precision.h"
@@ -37,6 +38,8 @@ void LoopConfig::validate() const {
 namespace {
 
 constexpr const char* kStateFile = "state.safetensors";
+constexpr const char* kUnmeasured =
+    "unmeasured";  // in its metadata: what was due at its step is still to be made
 constexpr const char* kLockFile = ".lock";
 
 void make_folder(const fs::path& path) {
@@ -73,16 +76,6 @@ bool is_whole(const fs::path& file) {
     warning(cat("checkpoint passed over: ", e.what()));
     return false;
   }
-}
-
-std::vector<fs::path> checkpoints_in(const fs::path& out) {
-  std::vector<fs::path> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(out / "checkpoints", error))
-    if (step_of(entry.path()) >= 0 && is_whole(entry.path() / kStateFile)) found.push_back(entry.path());
-  std::sort(found.begin(), found.end(),
-            [](const fs::path& a, const fs::path& b) { return step_of(a) < step_of(b); });
-  return found;
 }
 
 // A folder appears under its final name only when all of it is on disk. Where one stood there before, the two
@@ -127,23 +120,31 @@ void remove_unfinished(const fs::path& out) {
   for (const fs::path& folder : unfinished) fs::remove_all(folder, error);
 }
 
-void save_checkpoint(const Recipe& recipe, const fs::path& out, int64_t step) {
+void save_checkpoint(const Recipe& recipe, const fs::path& out, int64_t step, bool unmeasured) {
   make_folder(out / "checkpoints");
   write_folder(out / "checkpoints" / cat("step-", step), [&](const fs::path& folder) {
     TensorMap tensors;
     recipe.save(tensors);
     save_random_state(tensors);
-    write_tensors(folder / kStateFile, tensors,
-                  {{"recipe", recipe.name()},
-                   {"step", std::to_string(step)},
-                   {"config", recipe.config().dump()},
-                   {"version", ADANAT_VERSION}});
+    Metadata metadata{{"recipe", recipe.name()},
+                      {"step", std::to_string(step)},
+                      {"config", recipe.config().dump()},
+                      {"version", ADANAT_VERSION}};
+    if (unmeasured) metadata[kUnmeasured] = "true";
+    write_tensors(folder / kStateFile, tensors, metadata);
   });
   auto all = checkpoints_in(out);
   for (size_t i = 0; i + size_t(recipe.loop().keep_checkpoints) < all.size(); ++i) fs::remove_all(all[i]);
 }
 
-int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
+// Where a run begins.
+struct Beginning {
+  int64_t steps = 0;        // that are done
+  bool unmeasured = false;  // evaluation and samples of the last of them are missing
+  Json timings;             // what settle_dtype gives
+};
+
+void load_checkpoint(Recipe& recipe, const fs::path& folder, Beginning& begin) {
   Metadata metadata;
   const fs::path file = folder / kStateFile;
   TensorMap tensors = read_tensors(file, &metadata);
@@ -165,7 +166,7 @@ int64_t load_checkpoint(Recipe& recipe, const fs::path& folder) {
   load_random_state(tensors, file.string());
   std::erase_if(tensors, [](const auto& item) { return is_random_state(item.first); });
   recipe.load(tensors, file.string());
-  return step;
+  begin.steps = step, begin.unmeasured = metadata.contains(kUnmeasured);
 }
 
 // config.json of a run that goes on; an empty object where nothing has begun.
@@ -214,35 +215,34 @@ std::string settle_library(const fs::path& config_file, const Json& stored) {
 }
 
 // Checks or makes the folder, settles the precision, loads the newest checkpoint and writes config.json.
-// Returns how many steps are done; `timings` is what settle_dtype gives.
-int64_t begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_info, Json& timings) {
+Beginning begin_run(Recipe& recipe, const fs::path& out, bool resume, Json run_info) {
   const fs::path config_file = out / "config.json", checkpoint = resume ? newest_checkpoint(out) : fs::path();
   if (resume && checkpoint.empty() && fs::exists(out / "model"))
     throw InputError(
         cat(out.string(), ": holds a model but no whole checkpoint to go on from; choose another --out"));
   const Json stored = resume ? stored_config(config_file, !checkpoint.empty()) : Json::object();
   run_info["float32_library"] = settle_library(config_file, stored);
-  timings = settle_dtype(recipe, stored);
+  Beginning begin;
+  begin.timings = settle_dtype(recipe, stored);
   const auto differs = stored.empty() ? std::nullopt : first_difference(stored, recipe.config(), kMayChange);
   if (differs)
     throw InputError(cat(config_file.string(), ": this run was begun with another ", differs->key,
                          "; give the same config, or start a new --out"));
-  int64_t start = 0;
   if (!checkpoint.empty()) {
-    start = load_checkpoint(recipe, checkpoint);
+    load_checkpoint(recipe, checkpoint, begin);
     note(cat("resumed ", recipe.name(), " from ", checkpoint.string()));
   } else if (resume) {
     note(cat(out.string(), " holds no checkpoint yet: starting from the beginning"));
   }
   remove_unfinished(out);
   Json resolved = recipe.config();
-  if (!timings.is_null())
-    run_info["dtype_timings"] = timings;
+  if (!begin.timings.is_null())
+    run_info["dtype_timings"] = begin.timings;
   else if (stored.contains("run") && stored["run"].contains("dtype_timings"))
     run_info["dtype_timings"] = stored["run"]["dtype_timings"];
   resolved["run"] = run_info;
   write_file_atomic(config_file, resolved.dump(2) + "\n");
-  return start;
+  return begin;
 }
 
 // What to do about weights that have run away: only what is possible. A run does not go on with another
@@ -263,25 +263,24 @@ void check_finite(const Recipe& recipe, const fs::path& out, int64_t step) {
         cat("train ", recipe.name(), ": ", name, " is not finite after step ", step, "; ", way_out(out)));
 }
 
+// Weights that must not take the place of good ones.
+class Diverged : public RunError {
+ public:
+  using RunError::RunError;
+};
+
 // Measures and draws with the weights as they are. What LibTorch and the operators refuse then (a logit that
-// is not a number, say) comes from weights that are still finite but have diverged. Other errors (held-out
-// images that cannot be read, memory that runs out) say nothing about the weights: `keep` saves them first.
-template <class Work, class Keep>
-void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work, Keep keep) {
+// is not a number, say) comes from weights that are still finite but have diverged: RunError. Other errors
+// (held-out images that cannot be read, memory that runs out) say nothing about the weights.
+template <class Work>
+void use_weights(const Recipe& recipe, const fs::path& out, int64_t step, Work work) {
   try {
     work();
   } catch (const c10::Error& e) {
+    if (is_out_of_memory(e)) throw;
     const std::string why = e.what_without_backtrace();
-    if (dynamic_cast<const c10::OutOfMemoryError*>(&e) != nullptr ||
-        why.find("can't allocate memory") != std::string::npos) {
-      keep();
-      throw;
-    }
-    throw RunError(cat("train ", recipe.name(), ": the weights after step ", step, " give no usable result (",
+    throw Diverged(cat("train ", recipe.name(), ": the weights after step ", step, " give no usable result (",
                        why.substr(0, why.find('\n')), "); ", way_out(out)));
-  } catch (...) {
-    keep();
-    throw;
   }
 }
 
@@ -401,6 +400,16 @@ void check_run_folder(const fs::path& out, bool resume) {
         cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
 }
 
+std::vector<fs::path> checkpoints_in(const fs::path& out) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(out / "checkpoints", error))
+    if (step_of(entry.path()) >= 0 && is_whole(entry.path() / kStateFile)) found.push_back(entry.path());
+  std::sort(found.begin(), found.end(),
+            [](const fs::path& a, const fs::path& b) { return step_of(a) < step_of(b); });
+  return found;
+}
+
 fs::path newest_checkpoint(const fs::path& out) {
   const auto all = checkpoints_in(out);
   return all.empty() ? fs::path() : all.back();
@@ -413,22 +422,52 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
   const RunLock lock(out);
   if (!resume && fs::exists(out / "log.jsonl"))
     note(cat(out.string(), ": replaces a run that came to nothing"));
-  Json timings;
-  const int64_t start = begin_run(recipe, out, resume, run_info, timings);
+  const Beginning begin = begin_run(recipe, out, resume, run_info);
+  const int64_t start = begin.steps;
   EventLog log(out, start + 1);  // lines carry the number of finished steps
-  if (!timings.is_null())
+  if (!begin.timings.is_null())
     log.scalars(0, "dtype",
-                {{"float32_seconds", timings["float32_seconds"].get<double>()},
-                 {"bfloat16_seconds", timings["bfloat16_seconds"].get<double>()},
+                {{"float32_seconds", begin.timings["float32_seconds"].get<double>()},
+                 {"bfloat16_seconds", begin.timings["bfloat16_seconds"].get<double>()},
                  {"bfloat16", recipe.dtype() == "bfloat16" ? 1.0 : 0.0}});
   const int64_t health_due = health_report_step(recipe, start);
   Progress progress(cat("train ", recipe.name()), loop.steps, "steps", start);
   Averager averager;
   const auto due = [&](int64_t every, int64_t done) { return every > 0 && done % every == 0; };
-  const auto save_all = [&](int64_t done) {
-    save_checkpoint(recipe, out, done);
+  const auto evaluates = [&](int64_t done) { return due(loop.evaluate_every, done) || done == loop.steps; };
+  const auto draws = [&](int64_t done) { return due(loop.sample_every, done) || done == loop.steps; };
+  const auto save_all = [&](int64_t done, bool unmeasured = false) {
+    save_checkpoint(recipe, out, done, unmeasured);
     write_folder(out / "model", [&](const fs::path& folder) { recipe.write_model(folder); });
   };
+  // Evaluation and samples, where they are due after `done` steps. What was trained outlives their failure.
+  const auto measure = [&](int64_t done) {
+    try {
+      if (evaluates(done)) {
+        Scalars measured;
+        use_weights(recipe, out, done, [&] { measured = recipe.evaluate(); });
+        if (!measured.empty()) {
+          log.scalars(done, "evaluate", measured);
+          note(cat("step ", done, ": ", brief(measured)));
+        }
+      }
+      if (draws(done)) use_weights(recipe, out, done, [&] { write_samples(recipe, log, out, done); });
+    } catch (const Diverged&) {
+      throw;
+    } catch (...) {
+      try {
+        save_checkpoint(recipe, out, done, /*unmeasured=*/true);
+      } catch (const std::exception& e) {
+        warning(cat("what was trained could not be saved either: ", e.what()));
+      }
+      throw;
+    }
+  };
+  if (begin.unmeasured && (evaluates(start) || draws(start))) {
+    check_finite(recipe, out, start);
+    measure(start);
+    save_all(start);
+  }
 
   double interval_began = monotonic_seconds(), wait_before = recipe.data_wait_seconds();
   int64_t images = 0;
@@ -458,38 +497,19 @@ void run_training(Recipe& recipe, const fs::path& out, bool resume, const Json& 
       interval_began = now, wait_before = recipe.data_wait_seconds(), images = 0;
     }
     progress.update(done, latest);
-    if (saving || due(loop.evaluate_every, done) || due(loop.sample_every, done))
-      check_finite(recipe, out, done);
+    if (saving || evaluates(done) || draws(done)) check_finite(recipe, out, done);
     if (health_due > 0 && (done == health_due || (last && done < health_due)))
       report_health(recipe, log, done);
     if (stopping) {
-      save_all(done);
-      if (!last) {
-        note(cat("stopped after step ", done, "; go on with --resume"));
-        check_interrupt();
-      }
+      save_all(done, /*unmeasured=*/evaluates(done) || draws(done));
+      note(cat("stopped after step ", done, "; go on with --resume"));
+      check_interrupt();
     }
     const double pause = monotonic_seconds();
-    const auto keep = [&] {
-      if (saving) save_checkpoint(recipe, out, done);
-    };
-    if (due(loop.evaluate_every, done) || last) {
-      Scalars measured;
-      use_weights(
-          recipe, out, done, [&] { measured = recipe.evaluate(); }, keep);
-      if (!measured.empty()) {
-        log.scalars(done, "evaluate", measured);
-        note(cat("step ", done, ": ", brief(measured)));
-      }
-    }
-    if (due(loop.sample_every, done) || last)
-      use_weights(
-          recipe, out, done, [&] { write_samples(recipe, log, out, done); }, keep);
+    measure(done);
     if (due(loop.checkpoint_every, done) || last) save_all(done);
     log.flush();
     interval_began += monotonic_seconds() - pause;  // images per second are of the updates alone
-    // Asked to stop in the last step: what belongs to a finished run is there, nothing is left to resume.
-    if (stopping) check_interrupt();
   }
   if (start >= loop.steps) {
     check_finite(recipe, out, start);

@@ -16,16 +16,20 @@ void check_run_folder(const std::filesystem::path& out, bool resume);
 // On resume config.json must be there if a checkpoint is, and it and the checkpoint must agree with the
 // recipe's config except for loop.*, run.* and where the data lies (else InputError naming the first
 // differing key). Then runs updates until loop().steps. Layout of the folder: spec/cli.md "train".
-// SIGINT/SIGTERM/SIGHUP: saves a checkpoint and the model, then throws Interrupted. A reported value or a
-// tensor of the state that is not finite: RunError that names it and the step; nothing is saved over the last
-// good checkpoint and model. Broken images are counted in log.jsonl ("data") after the first pass over the
-// data, and told on stderr if there are any. Resumed CPU runs go on bit-exactly. `run_info` (where data came
-// from, seed, device) is stored under "run" in config.json and not compared; there too lie the timings behind
-// a dtype that was "auto", and which library multiplies in float32 on a CPU, which a resumed run keeps.
+// SIGINT/SIGTERM/SIGHUP: saves a checkpoint and the model, then throws Interrupted. Where a measurement or a
+// sample grid fails, the checkpoint is saved first; what it still lacks of them a resumed run makes up for. A
+// reported value or a tensor of the state that is not finite: RunError that names it and the step; nothing is
+// saved over the last good checkpoint and model. Broken images are counted in log.jsonl ("data") after the
+// first pass over the data, and told on stderr if there are any. Resumed CPU runs go on bit-exactly.
+// `run_info` (where data came from, seed, device) is stored under "run" in config.json and not compared;
+// there too lie the timings behind a dtype that was "auto", and which library multiplies in float32 on a CPU,
+// which a resumed run keeps.
 void run_training(Recipe& recipe, const std::filesystem::path& out, bool resume,
                   const Json& run_info = Json::object());
 
-// The newest whole checkpoint below `out`, or an empty path.
+// The whole checkpoints below `out` (checkpoints/step-N), the oldest first; damaged ones are named on stderr.
+std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& out);
+// The newest of them, or an empty path.
 std::filesystem::path newest_checkpoint(const std::filesystem::path& out);
 
 }  // namespace adanat

@@ -260,8 +260,11 @@ TEST(ShardDataset, OfSeveralKindsOfImageTheFirstIsTaken) {
   const auto dataset = open_dataset(dir / "s.tar");
   ASSERT_EQ(dataset->size(), 1);
   EXPECT_EQ(dataset->image(0).width, 4);
-  put_file(dir / "t.tar", sample_files("a", "twice", 1) + tar_entry("a.png", "again") + tar_end());
-  expect_input_error([&] { open_dataset(dir / "t.tar"); }, {"t.tar: holds a.png although"});
+  for (const char* twice : {"png", "jpeg"}) {
+    put_file(dir / "t.tar", sample_files("a", "twice", 1) + tar_entry("a.jpeg", "other") +
+                                tar_entry(cat("a.", twice), "again") + tar_end());
+    expect_input_error([&] { open_dataset(dir / "t.tar"); }, {"t.tar: holds a.", twice, " although"});
+  }
 }
 
 TEST(ShardDataset, LeavesOtherArchivesToTheirReaders) {

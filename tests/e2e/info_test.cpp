@@ -46,6 +46,27 @@ TEST(Info, KnowsSafetensorsByTheirContent) {
   EXPECT_EQ(Json::parse(run.out).at("kind"), "safetensors");
 }
 
+TEST(Info, KnowsPicturesByTheirContent) {
+  const TempDir dir;
+  write_png(dir / "a.png", Image{2, 1, std::vector<uint8_t>(6)});
+  fs::rename(dir / "a.png", dir / "A.PNG");
+  EXPECT_EQ(adanat_run(dir, "info " + (dir / "A.PNG").string()).status, 0);
+}
+
+TEST(Info, ListsTheCheckpointsOfARunByAge) {
+  const TempDir dir;
+  for (const char* name : {"step-1000", "step-500"}) {
+    fs::create_directories(dir / "checkpoints" / name);
+    fs::copy_file(testing::source_dir() / "models/mnist/policy-T4.safetensors",
+                  dir / "checkpoints" / name / "state.safetensors");
+  }
+  fs::create_directories(dir / "checkpoints" / "step-2000.tmp");  // what a kill left
+  std::ofstream(dir / "config.json") << "{}";
+  const auto run = adanat_run(dir, "info --json " + dir.path().string());
+  ASSERT_EQ(run.status, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out).at("checkpoints"), Json({"step-500", "step-1000"}));
+}
+
 TEST(Info, HostileAndDamagedFilesAreSafe) {
   const TempDir dir;
   for (const auto& entry : fs::directory_iterator(checkpoint(""))) {

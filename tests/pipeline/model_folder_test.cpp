@@ -5,7 +5,6 @@
 #include <cmath>
 #include <fstream>
 
-#include "apps/pipeline/part_hash.h"
 #include "apps/pipeline/pipeline.h"
 #include "core/io/atomic_file.h"
 #include "core/nn/module_state.h"

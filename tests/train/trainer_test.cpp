@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <sstream>
 
 #include "core/base/interrupt.h"
 #include "core/io/atomic_file.h"
@@ -261,31 +262,42 @@ TEST_F(Trainer, KeepsTheLibraryThatItWasBegunWith) {
   EXPECT_NE(message.find("run.float32_library"), std::string::npos) << message;
 }
 
+// The exit status of a process that trains and gets `signal` in the 0-based step `at`.
+int status_of_signalled(const ToyConfig& config, const fs::path& out, int64_t at, int signal) {
+  return status_of_child([&] {
+    install_interrupt_handlers();
+    ToyRecipe recipe(config);
+    recipe.before_step = [&](int64_t step) {
+      if (step != at) return;
+      kill(getpid(), signal);
+      for (int i = 0; i < 10'000 && interrupt_signal() == 0; ++i) usleep(1'000);
+    };
+    try {
+      run_training(recipe, out, false);
+    } catch (const Interrupted& e) {
+      return e.exit_code();
+    }
+    return 98;
+  });
+}
+
+// The steps after which the log of a run holds an evaluation.
+std::vector<int64_t> evaluated_in(const fs::path& out) {
+  std::vector<int64_t> steps;
+  std::istringstream log(read_file(out / "log.jsonl"));
+  for (std::string line; std::getline(log, line);)
+    if (const Json j = Json::parse(line); j["kind"] == "evaluate") steps.push_back(j["step"]);
+  return steps;
+}
+
 TEST_F(Trainer, SignalSavesAndLeaves) {
   for (const int signal : {SIGTERM, SIGINT}) {
     const fs::path out = dir_ / cat("out", signal);
-    const int status = status_of_child([&] {
-      install_interrupt_handlers();
-      ToyConfig config;
-      config.loop.checkpoint_every = 2;
-      ToyRecipe recipe(config);
-      recipe.before_step = [&](int64_t step) {
-        if (step != 2) return;
-        kill(getpid(), signal);
-        for (int i = 0; i < 10'000 && interrupt_signal() == 0; ++i) usleep(1'000);
-      };
-      try {
-        run_training(recipe, out, false);
-      } catch (const Interrupted& e) {
-        return e.exit_code();
-      }
-      return 98;
-    });
-    EXPECT_EQ(status, 128 + signal);
-    EXPECT_EQ(newest_checkpoint(out).filename(), "step-3") << "the update under way was finished and saved";
-    EXPECT_TRUE(fs::exists(out / "model" / "toy.safetensors"));
     ToyConfig config;
     config.loop.checkpoint_every = 2;
+    EXPECT_EQ(status_of_signalled(config, out, 2, signal), 128 + signal);
+    EXPECT_EQ(newest_checkpoint(out).filename(), "step-3") << "the update under way was finished and saved";
+    EXPECT_TRUE(fs::exists(out / "model" / "toy.safetensors"));
     ToyRecipe recipe(config);
     run_training(recipe, out, true);
     ASSERT_FALSE(recipe.steps_seen.empty());
@@ -293,34 +305,29 @@ TEST_F(Trainer, SignalSavesAndLeaves) {
   }
 }
 
-TEST_F(Trainer, SignalInTheLastStepLeavesAFinishedRun) {
-  const int status = status_of_child([&] {
-    install_interrupt_handlers();
-    ToyRecipe recipe;
-    recipe.before_step = [&](int64_t step) {
-      if (step != 9) return;
-      kill(getpid(), SIGTERM);
-      for (int i = 0; i < 10'000 && interrupt_signal() == 0; ++i) usleep(1'000);
-    };
-    try {
-      run_training(recipe, out_, false);
-    } catch (const Interrupted& e) {
-      return e.exit_code();
-    }
-    return 98;
-  });
-  EXPECT_EQ(status, 128 + SIGTERM);
-  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-10");
-  const std::string log = read_file(out_ / "log.jsonl");
-  EXPECT_NE(log.find("\"evaluate\""), std::string::npos) << "no resume would make up for it";
-  EXPECT_TRUE(fs::exists(out_ / "samples" / "samples-00000010.png"));
+TEST_F(Trainer, WhatASignalCutOffIsMeasuredOnResume) {
+  for (const int64_t at : {2, 9}) {  // in between, and in the last step
+    const fs::path out = dir_ / cat("out", at);
+    ToyConfig config;
+    config.loop.evaluate_every = 3;
+    EXPECT_EQ(status_of_signalled(config, out, at, SIGTERM), 128 + SIGTERM);
+    ToyRecipe recipe(config);
+    for (int again = 0; again < 2; ++again) run_training(recipe, out, true);
+    EXPECT_EQ(evaluated_in(out), (std::vector<int64_t>{3, 6, 9, 10}));
+    EXPECT_TRUE(fs::exists(out / "samples" / "samples-00000010.png"));
+  }
 }
 
 TEST_F(Trainer, WhatWasTrainedOutlivesAMeasurementThatFails) {
-  ToyRecipe recipe;
+  ToyConfig config;
+  config.loop.evaluate_every = 3;  // and no checkpoint is due before the end
+  ToyRecipe recipe(config);
   recipe.before_evaluate = [] { throw InputError("held-out images: cannot be read"); };
   EXPECT_EQ(message_of([&] { run_training(recipe, out_, false); }), "held-out images: cannot be read");
-  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-10");
+  EXPECT_EQ(newest_checkpoint(out_).filename(), "step-3");
+  recipe.before_evaluate = nullptr;
+  run_training(recipe, out_, true);
+  EXPECT_EQ(evaluated_in(out_), (std::vector<int64_t>{3, 6, 9, 10}));
 }
 
 TEST_F(Trainer, FullDisk) {
