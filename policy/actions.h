@@ -1,4 +1,4 @@
-// From the network's raw outputs to the four numbers of an Action (spec/method.md section 5).
+// From the network's raw outputs to the four numbers of an Action (docs/method.md section 5).
 #pragma once
 #include <string>
 

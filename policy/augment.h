@@ -32,8 +32,8 @@ struct DiffAugmentConfig {
 
 // images (B, 3, H, W) float in [0, 1] -> the same shape, dtype and device. Each image draws its own changes
 // from `generator` (CPU); what is off draws nothing. Colours are not clamped (the gradient would end there):
-// values lie in
-// [-2, 3] at most with colour on, in [0, 1] without. Differentiable towards the images.
+// values lie
+// in [-2, 3] at most with colour on, in [0, 1] without. Differentiable towards the images.
 at::Tensor diff_augment(const at::Tensor& images, const DiffAugmentConfig& config, at::Generator& generator);
 
 }  // namespace adanat

@@ -1,5 +1,5 @@
 // Discriminators: the heads that are projected onto frozen features, and a convolutional one that starts from
-// nothing. Source: spec/method.md section 6; StyleGAN-T networks/discriminator.py, AdaNAT
+// nothing. Source: docs/method.md section 6; StyleGAN-T networks/discriminator.py, AdaNAT
 // libs/discriminator.py. The names of parameters and buffers are the reference's.
 #pragma once
 #include <torch/nn/module.h>

@@ -1,5 +1,5 @@
 // The policy network: the generator's features and the step in, four numbers per sample out. The critic is
-// the same network with one output. Source: spec/method.md section 5; the parameter names are those of the
+// the same network with one output. Source: docs/method.md section 5; the parameter names are those of the
 // published files. Legend: B samples, N tokens on a grid of h x w, D generator width, H hidden, T steps.
 #pragma once
 #include <torch/nn/module.h>

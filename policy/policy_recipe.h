@@ -1,4 +1,4 @@
-// Training of the policy: PPO against a reward that may be trained at the same time (spec/method.md section
+// Training of the policy: PPO against a reward that may be trained at the same time (docs/method.md section
 // 6).
 #pragma once
 #include <filesystem>

@@ -1,4 +1,4 @@
-// Proximal policy optimisation of the policy over one update's trajectories (spec/method.md section 6).
+// Proximal policy optimisation of the policy over one update's trajectories (docs/method.md section 6).
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -44,8 +44,8 @@ at::Tensor frechet_pseudo_values(const at::Tensor& features, const GaussianStats
 //   2 (m - r)^T (x - m) + (x - m)^T (I - A) (x - m) - tr((I - A) S)
 // with m, S the moments of `made`, r, R those of `real`, and A = R^1/2 (R^1/2 S R^1/2)^-1/2 R^1/2 the optimal
 // transport from one to the other (Takatsu 2011, "Wasserstein geometry of Gaussian measures"). (B) f64 on the
-// CPU; mean 0 over the rows that `made` describes. S is taken
-// with a millionth of R, which bounds A where S is singular.
+// CPU; mean 0 over the rows that `made` describes. S is taken with a millionth of R, which bounds A
+// where S is singular.
 at::Tensor frechet_influence(const at::Tensor& features, const GaussianStats& made,
                              const GaussianStats& real);
 

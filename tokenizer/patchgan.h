@@ -1,5 +1,5 @@
 // The adversary of tokenizer training: a patch discriminator, hinge losses, and the adaptive weight.
-// Source: spec/method.md section 2 (VQGAN, arXiv 2012.09841, section 3.1; PatchGAN: Isola et al. 2017).
+// Source: docs/method.md section 2 (VQGAN, arXiv 2012.09841, section 3.1; PatchGAN: Isola et al. 2017).
 #pragma once
 #include "core/base/config.h"
 #include "tokenizer/layers.h"

@@ -1,5 +1,5 @@
 // Training of the codebook: straight-through quantisation, its losses, the two ways to move the codes,
-// revival of dead ones. Source: spec/method.md section 2; EMA codebook: van den Oord et al. 2017, appendix
+// revival of dead ones. Source: docs/method.md section 2; EMA codebook: van den Oord et al. 2017, appendix
 // A.1; unit-length codes: Yu et al. 2022.
 #pragma once
 #include "core/train/optimizer.h"

@@ -1,5 +1,5 @@
 // Training of a tokenizer: L1 + perceptual + codebook + adversarial loss.
-// Source: spec/method.md section 2, "Training a tokenizer".
+// Source: docs/method.md section 2, "Training".
 #pragma once
 #include <memory>
 

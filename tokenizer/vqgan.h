@@ -1,5 +1,5 @@
 // The tokenizer: pictures <-> grids of code numbers. Convolutional encoder, codebook, convolutional decoder
-// (VQGAN without attention). Source: spec/method.md section 2; the parameter names are those of the public
+// (VQGAN without attention). Source: docs/method.md section 2; the parameter names are those of the public
 // weights.
 //
 // Legend: B batch, S image side, f = factor(), N = (S/f)^2 tokens in row-major order, C latent_channels, V

@@ -1,4 +1,4 @@
-// adanat bench: time, images per second and memory by stage (spec/cli.md).
+// adanat bench: time, images per second and memory by stage (docs/performance.md).
 #include "apps/pipeline/bench.h"
 #include "apps/pipeline/bench_report.h"
 

@@ -1,4 +1,4 @@
-// adanat convert: public checkpoints -> a model folder (spec/cli.md, convert).
+// adanat convert: public checkpoints -> a model folder (docs/public-models.md).
 #include "apps/pipeline/convert.h"
 
 #include <ATen/core/Tensor.h>

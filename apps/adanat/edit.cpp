@@ -1,4 +1,4 @@
-// adanat edit: inpaint, outpaint or re-imagine a given image (spec/cli.md, edit).
+// adanat edit: inpaint, outpaint or re-imagine a given image (docs/editing.md).
 #include <cstdio>
 #include <filesystem>
 #include <optional>

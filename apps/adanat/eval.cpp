@@ -1,5 +1,5 @@
-// adanat eval: how good generated or given images are, under a named protocol (spec/cli.md, eval;
-// docs/evaluation.md).
+// adanat eval: how good generated or given images are, under a named protocol
+// (docs/evaluation.md).
 #include <cmath>
 #include <cstdio>
 #include <set>

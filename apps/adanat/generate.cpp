@@ -1,4 +1,4 @@
-// adanat generate: images from a model folder (spec/cli.md, generate).
+// adanat generate: images from a model folder (docs/command-line.md).
 #include "apps/adanat/generate.h"
 
 #include <algorithm>

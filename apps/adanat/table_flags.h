@@ -1,4 +1,4 @@
-// The flags of generate and eval that set the hand-made tables (spec/cli.md, "tables only").
+// The flags of generate and eval that set the hand-made tables.
 #pragma once
 #include <optional>
 #include <string>

@@ -1,4 +1,4 @@
-// adanat tokenize encode|decode: images <-> token files (spec/cli.md, tokenize).
+// adanat tokenize encode|decode: images <-> token files (docs/command-line.md).
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/ones_like.h>

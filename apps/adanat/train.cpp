@@ -1,4 +1,4 @@
-// adanat train tokenizer|generator|policy|classifier (spec/cli.md, train).
+// adanat train tokenizer|generator|policy|classifier (docs/command-line.md, "A training run").
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/zeros.h>

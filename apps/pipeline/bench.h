@@ -48,9 +48,9 @@ std::vector<std::string> bench_stages();
 //    "memory": [{"dtype", "batch", "peak_mib"}]}
 // The stage of `train` is "train", one update. `low` and `high` are the quartiles, all times of one call;
 // "processor_seconds" is the median. "gemm_share" (transformer, train): the multiplications' rate over that
-// of a large product, which "gemm" measured in the same run; on a CPU both
-// are taken by processor time. "peak_mib": of the process (resident) or of
-// the GPU's tensors. InputError as from Pipeline; Interrupted.
+// of a large product, which "gemm" measured in the same run; on a CPU both are taken by processor time.
+// "peak_mib": of the process (resident) or of the GPU's tensors.
+// InputError as from Pipeline; Interrupted.
 Json run_bench(const BenchOptions& options);
 
 }  // namespace adanat

@@ -2,9 +2,9 @@
 // list come reading and writing JSON, --set key.path=value, the help page and the echo of what a run used.
 //
 //   struct LossConfig {
-//     double smoothing = 0.1;
-//     static constexpr auto fields() { return std::tuple{field("smoothing", &LossConfig::smoothing, "0..1")};
-//     } void validate() const;   // throws InputError naming key, bound and value
+//     double gain = 1;
+//     static constexpr auto fields() { return std::tuple{field("gain", &LossConfig::gain, "> 0")}; }
+//     void validate() const;  // throws InputError naming key, bound and value
 //   };
 //
 // Members: bool, int64_t, double, std::string, vectors of the last three, or another such struct.

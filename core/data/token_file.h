@@ -1,5 +1,5 @@
-// Token files: what `adanat tokenize` writes and generator training reads (spec/cli.md, tokenize), as
-// safetensors.
+// Token files: what `adanat tokenize` writes and generator training reads (docs/command-line.md, tokenize),
+// as safetensors.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -38,11 +38,11 @@ at::Tensor inception_resize(const at::Tensor& images, InceptionInput input);
 
 // Taps, all of them vectors:
 //   64, 192, 768      (B, n)     mean over space of the first and second max pool and of Mixed_6e
-//   2048              (B, 2048)  mean over space of Mixed_7c: the features of FID and KID. "pool" is the
-//   same. logits            (B, 1008)  fc with its bias logits_unbiased   (B, 1008)  fc without its bias:
-//   what the Inception Score uses spatial           (B, 2023)  the first 7 channels of Mixed_6d.branch1x1
-//   after its ReLU, 17 x 17, in (row, column,
-//                                channel) order: the features of sFID
+//   2048, pool        (B, 2048)  mean over space of Mixed_7c: the features of FID and KID
+//   logits            (B, 1008)  fc with its bias
+//   logits_unbiased   (B, 1008)  fc without its bias: what the Inception Score uses
+//   spatial           (B, 2023)  the first 7 channels of Mixed_6d.branch1x1 after its ReLU, 17 x 17, in (row,
+//                                column, channel) order: the features of sFID
 // Norms are folded into the convolutions in float64, which are run channels-last: against the unfolded
 // network this is float32 noise (tests/features/inception_test.cpp). Not thread-safe.
 class InceptionNet : public FeatureNet {

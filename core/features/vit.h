@@ -1,5 +1,5 @@
 // Vision transformers in timm's layout as frozen feature networks: the backbone of the projected
-// discriminator. Source: spec/method.md section 6; timm vision_transformer.py (VisionTransformer), StyleGAN-T
+// discriminator. Source: docs/method.md section 6; timm vision_transformer.py (VisionTransformer), StyleGAN-T
 // networks/discriminator.py.
 #pragma once
 #include "core/features/feature_net.h"

@@ -1,4 +1,4 @@
-// Training of the generator from a token file (spec section 3, "Training").
+// Training of the generator from a token file (docs/method.md section 3).
 #pragma once
 #include <functional>
 #include <memory>

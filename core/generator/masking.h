@@ -1,4 +1,4 @@
-// Which tokens a training example hides (spec section 3, "Training").
+// Which tokens a training example hides (docs/method.md section 3).
 #pragma once
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>

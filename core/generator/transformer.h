@@ -1,4 +1,4 @@
-// The masked-token generator: a bidirectional U-ViT-shaped transformer (NAT), spec section 3.
+// The masked-token generator: a bidirectional U-ViT-shaped transformer (NAT), docs/method.md section 3.
 // Legend: B samples, N tokens of an image, V codes (id V = masked), D width, S condition tokens in front.
 #pragma once
 #include <torch/nn/module.h>
@@ -108,8 +108,8 @@ class TokenHeadImpl : public torch::nn::Module {
 };
 TORCH_MODULE(TokenHead);
 
-// Parameter names are those of the public weights (spec section 3), so that their files load unchanged.
-// Not thread-safe in training; forward passes under NoGradGuard may run concurrently.
+// Parameter names are those of the public weights (docs/method.md section 3), so that their files load
+// unchanged. Not thread-safe in training; forward passes under NoGradGuard may run concurrently.
 class GeneratorImpl : public torch::nn::Module {
  public:
   explicit GeneratorImpl(GeneratorConfig config);

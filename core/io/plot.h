@@ -33,8 +33,8 @@ struct PlotOptions {
 Image draw_plot(const std::vector<PlotSeries>& series, const PlotOptions& options);
 
 // Round numbers that cover [low, high] with about `count` steps of 1, 2 or 5 times a power of ten, ascending;
-// the first is
-// <= low and the last >= high. low < high, both finite.
+// the first is <= low and the last >= high.
+// low < high, both finite.
 std::vector<double> axis_ticks(double low, double high, int count, bool whole = false);
 
 }  // namespace adanat

@@ -1,5 +1,5 @@
 // Resizing that equals Pillow's to the last bit, and the geometric steps of the data preparation
-// (spec/method.md 8).
+// (docs/method.md section 8).
 #pragma once
 #include "core/io/image.h"
 

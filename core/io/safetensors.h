@@ -2,8 +2,8 @@
 // a shape and a range of bytes.
 //
 // Layout: u64 little-endian N | N bytes of JSON | data. The JSON maps each name to {"dtype", "shape",
-// "data_offsets"}, and
-// "__metadata__" to an object of strings. Row-major, little-endian.
+// "data_offsets"}, and "__metadata__" to an object of strings. Row-major, little-endian.
+//
 // Source: huggingface/safetensors README and safetensors/src/tensor.rs.
 #pragma once
 #include <cstdint>

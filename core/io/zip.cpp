@@ -86,8 +86,8 @@ Directory find_directory(std::span<const std::byte> bytes, const std::string& wh
                            found.entries, " members; the archive is damaged"));
     return found;
   }
-  throw InputError(
-      cat(where, ": the end of the zip archive is missing; it is cut short (fetch it again) or no zip archive"));
+  throw InputError(cat(
+      where, ": the end of the zip archive is missing; it is cut short (fetch it again) or no zip archive"));
 }
 
 // The sizes and the offset of a member that do not fit 32 bits, from its zip64 field.

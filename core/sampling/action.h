@@ -1,4 +1,4 @@
-// What is decided at one generation step: four numbers for every sample (spec section 4).
+// What is decided at one generation step: four numbers for every sample (docs/method.md section 4).
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -15,7 +15,7 @@ void check_run_folder(const std::filesystem::path& out, bool resume);
 // settles a dtype of "auto" by timing (not on resume: what was chosen stays); writes config.json (resolved).
 // On resume config.json must be there if a checkpoint is, and it and the checkpoint must agree with the
 // recipe's config except for loop.*, run.* and where the data lies (else InputError naming the first
-// differing key). Then runs updates until loop().steps. Layout of the folder: spec/cli.md "train".
+// differing key). Then runs updates until loop().steps. The folder: docs/command-line.md, "A training run".
 // SIGINT/SIGTERM/SIGHUP: saves a checkpoint and the model, then throws Interrupted. Where a measurement or a
 // sample grid fails, the checkpoint is saved first; what it still lacks of them a resumed run makes up for. A
 // reported value or a tensor of the state that is not finite: RunError that names it and the step; nothing is
