@@ -4,7 +4,7 @@
 // A seed has to give the same noise on a CPU without FMA, on one with AVX-512 and on a GPU. libm and CUDA's
 // logf differ in the last bits and a compiler may contract a*b+c, so the noise uses only the operations
 // below: IEEE single operations, each rounded once. Host code must be compiled with -ffp-contract=off (target
-// adanat_ops passes it on). No function here branches: loops over them vectorise.
+// adanat_flags does). No function here branches: loops over them vectorise.
 #include <cstdint>
 #ifndef __CUDA_ARCH__
 #include <cstring>

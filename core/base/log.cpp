@@ -26,9 +26,6 @@ void line(const std::string& text) {
 void set_quiet(bool quiet) {
   g_quiet = quiet;
 }
-bool is_quiet() {
-  return g_quiet;
-}
 
 void note(const std::string& message) {
   if (!g_quiet) line(one_line(message));

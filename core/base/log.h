@@ -6,7 +6,6 @@ namespace adanat {
 
 // Whether notes and progress are shown; warnings always are. Set once by the command line (--quiet).
 void set_quiet(bool quiet);
-bool is_quiet();
 
 void note(const std::string& message);     // plain line, hidden by --quiet
 void warning(const std::string& message);  // "warning: ..."
