@@ -4,9 +4,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
@@ -31,13 +28,12 @@
 #include "policy/report_values.h"
 #include "policy/rollout.h"
 #include "policy/schedule_plot.h"
+#include "policy/update_rollouts.h"
 
 namespace adanat {
 namespace {
 
 constexpr const char *kModel = "model.", *kOptimizer = "optimizer.", *kReward = "reward.";
-// Image indices of an update lie below this, so that 65536 updates fit into the 32 bits of a Philox counter.
-constexpr int64_t kIndicesPerUpdate = 65536;
 constexpr int64_t kClassCheckEvery = 20;
 
 }  // namespace
@@ -182,10 +178,8 @@ class PolicyRecipe : public Recipe {
     std_ = config_.exploration.std;
     reward_ = env_.parts().make_reward();
     note(cat("policy for ", settings_.steps_text(), ": ", parameter_count(*net_->actor),
-             " parameters (the critic, not "
-             "stored, ",
-             parameter_count(*net_->critic), "); reward ", reward_->name()));
-    choose_memory();
+             " parameters (the critic, not stored, ", parameter_count(*net_->critic), "); reward ",
+             reward_->name()));
 
     LoaderOptions options;
     options.image_size = env_.image_size();
@@ -197,6 +191,12 @@ class PolicyRecipe : public Recipe {
       options.batch_size = config_.discriminator_batch, options.batch_key = "discriminator_batch";
       loader_ = std::make_unique<Loader>(env_.shared_data(), options);
     }
+    choose_memory();
+    rollouts_.emplace(env_, settings_, net_->actor,
+                      UpdateRolloutsOptions{.seed = context_.seed,
+                                            .first = context_.rank * samples_per_update(),
+                                            .batch = config_.rollout_batch,
+                                            .round_features = memory_ != StateMemory::kTokens});
   }
 
   std::string name() const override { return "policy"; }
@@ -318,64 +318,9 @@ class PolicyRecipe : public Recipe {
            kernels::bounded(words.x, uint32_t(settings_.max_steps - settings_.min_steps + 1));
   }
 
-  // The policy that explores, as its weights are when a rollout begins: made once, since that asks a GPU.
-  const PolicySchedule& policy_for(int64_t steps) {
-    return policies_.try_emplace(steps, settings_, net_->actor, steps, context_.device).first->second;
-  }
-
-  // Samples begin, begin+1, ... of an update: every draw is a function of the run's seed, the update and the
-  // number.
-  struct Draws {
-    at::Tensor seed, index, classes;  // (B) i64
-    at::Tensor noise;                 // (B, T, 4) f32
-  };
-  Draws draws(int64_t update, int64_t begin, int64_t count, int64_t steps) const {
-    Draws out;
-    out.seed =
-        at::full({count}, int64_t(context_.seed) + (update / kIndicesPerUpdate << 32), env_.long_options());
-    const int64_t first = update % kIndicesPerUpdate * kIndicesPerUpdate + begin;
-    out.index = env_.arange(first, count) + context_.rank * samples_per_update();
-    const int64_t classes = env_.sizes().classes;
-    out.classes = env_.labels().defined()
-                      ? env_.labels().index_select(0, label_draws(out.seed, out.index, env_.labels().size(0)))
-                      : label_draws(out.seed, out.index, classes);
-    out.noise = exploration_noise(out.seed, out.index, steps);
-    return out;
-  }
   int64_t samples_per_update() const {
     const bool fresh = loader_ != nullptr && config_.fakes == "fresh";
     return config_.trajectories + (fresh ? config_.discriminator_steps * config_.discriminator_batch : 0);
-  }
-
-  struct Made {
-    at::Tensor tokens, classes;  // (B, N), (B) i64
-    Decisions decisions;         // of all B samples
-  };
-  // Rolls samples [begin, begin + count) of an update out, in parts.
-  Made roll_out(const PolicySchedule& policy, int64_t update, int64_t begin, int64_t count, double std,
-                StateBuffer* states, DeferredChecks& checks) {
-    std::vector<at::Tensor> tokens, classes, raw, log_prob, means;
-    const bool round = memory_ == StateMemory::kFeatures || memory_ == StateMemory::kRecompute;
-    for (int64_t done = 0; done < count; done += config_.rollout_batch) {
-      const int64_t size = std::min(config_.rollout_batch, count - done);
-      const Draws d = draws(update, begin + done, size, policy.steps());
-      SamplerStart start = env_.start_of(d.classes, 0, d.index);
-      start.seed = d.seed;
-      const RolloutSchedule schedule(policy, d.noise, std, round);
-      std::vector<SamplerObserver*> observers;
-      if (states != nullptr) {
-        states->expect(done, start.condition);
-        observers.push_back(states);
-      }
-      tokens.push_back(sampling_loop(env_.generator(), start, schedule, schedule.priority(), observers));
-      check_drawn(tokens.back(), env_.generator().mask_id(), checks);
-      // What was not drawn must not reach tables of codes before somebody hears of it.
-      tokens.back() = tokens.back().clamp_max(env_.generator().mask_id() - 1);
-      classes.push_back(d.classes);
-      const Decisions decided = schedule.decisions();
-      raw.push_back(decided.raw), log_prob.push_back(decided.log_prob), means.push_back(decided.mean_actions);
-    }
-    return {at::cat(tokens), at::cat(classes), {at::cat(raw, 1), at::cat(log_prob, 1), at::cat(means, 1)}};
   }
 
   StepReport run_update(int64_t update) {
@@ -396,11 +341,11 @@ class PolicyRecipe : public Recipe {
     ReportValues values;
     at::Tensor images, classes, mean_actions;
     {
-      const PolicySchedule& policy = policy_for(steps);
       std::optional<StateBuffer> states;
       if (learns) states.emplace(memory_, env_.generator(), count, steps, context_.device);
       const double began = monotonic_seconds();
-      const Made made = roll_out(policy, update, 0, count, std_, states ? &*states : nullptr, checks);
+      const UpdateSamples made =
+          rollouts_->make(update, 0, count, steps, std_, states ? &*states : nullptr, checks);
       images = env_.decode(made.tokens);
       // A GPU has only been told what to do by then.
       if (images.is_cpu())
@@ -413,17 +358,17 @@ class PolicyRecipe : public Recipe {
         return cat("reward ", name, " is not finite; look at its networks and at the images");
       });
       values.add("reward", rewards.mean());
-      watch_codes(made.tokens, values);
-
+      report_codes(made.tokens, env_.sizes().codes, values);
       values.add("reward_spread", rewards.to(at::kFloat).std(/*unbiased=*/true));
       if (states) learn(made.decisions, rewards, *states, steps, values, checks);
     }
-    if (update % kClassCheckEvery == 0) watch_classes(images, values);
+    if (update % kClassCheckEvery == 0 && env_.parts().features != nullptr)
+      report_classes(*env_.parts().features, images, values);
     // The reward learns from the policy as it is now, which explores as in the next update.
     const double next_std =
         learns ? exploration_after(config_.exploration, std_, updates_learned(update)) : std_;
     if (loader_) train_reward(update, steps, images, classes, next_std, values, checks);
-    report_actions(mean_actions, values);
+    report_actions(mean_actions, !settings_.any_steps(), values);
     at::Tensor weights = at::zeros({}, env_.long_options().dtype(at::kFloat));
     for (const auto& [name, parameter] : optimizer_->parameters())
       weights = weights + parameter.detach().abs().sum();
@@ -480,69 +425,23 @@ class PolicyRecipe : public Recipe {
     const int64_t size = config_.discriminator_batch, rounds = config_.discriminator_steps;
     at::Tensor fakes = images, fake_classes = classes;
     if (config_.fakes == "fresh") {
-      const PolicySchedule& policy = policy_for(steps);
-      const Made made = roll_out(policy, update, config_.trajectories, rounds * size, std, nullptr, checks);
+      const UpdateSamples made =
+          rollouts_->make(update, config_.trajectories, rounds * size, steps, std, nullptr, checks);
       fakes = env_.decode(made.tokens), fake_classes = made.classes;
     }
-    std::vector<std::pair<std::string, at::Tensor>> sums;
-    const auto add = [&](const std::string& name, const at::Tensor& value) {
-      if (!value.defined()) return;
-      for (auto& [known, sum] : sums)
-        if (known == name) {
-          sum = sum + value.detach();
-          return;
-        }
-      sums.emplace_back(name, value.detach());
-    };
+    ReportSums sums;
     for (int64_t k = 0; k < rounds; ++k) {
       const Batch batch = loader_->batch(update * rounds + k);
       const at::Tensor rows = (env_.arange(k * size, size)).remainder(fakes.size(0));
       const RewardReport r = reward_->train_step(
           env_.real_images(batch.images), env_.reward_condition(env_.classes_of(batch)),
           fakes.index_select(0, rows), env_.reward_condition(fake_classes.index_select(0, rows)), checks);
-      add("discriminator_loss", r.loss);
-      add("accuracy_real", r.accuracy_real);
-      add("accuracy_fake", r.accuracy_fake);
-      for (const auto& [name, value] : r.values) add("discriminator/" + name, value);
+      sums.add("discriminator_loss", r.loss);
+      sums.add("accuracy_real", r.accuracy_real);
+      sums.add("accuracy_fake", r.accuracy_fake);
+      for (const auto& [name, value] : r.values) sums.add("discriminator/" + name, value);
     }
-    for (const auto& [name, sum] : sums) values.add(name, sum / double(rounds));
-  }
-
-  // Mean and spread over the samples of each action at each step (of all steps together where T changes).
-  void report_actions(const at::Tensor& actions, ReportValues& values) {
-    const at::Tensor mean = actions.mean(1), spread = actions.std({1}, /*unbiased=*/false);  // (T, 4)
-    for (int64_t a = 0; a < 4; ++a) {
-      if (settings_.any_steps()) {
-        values.add(cat("actions/", kActionNames[a], "_mean"), mean.select(1, a).mean());
-        values.add(cat("actions/", kActionNames[a], "_spread"), spread.select(1, a).mean());
-        continue;
-      }
-      for (int64_t t = 0; t < mean.size(0); ++t) {
-        values.add(cat("actions/", kActionNames[a], "_mean_t", t), mean[t][a]);
-        values.add(cat("actions/", kActionNames[a], "_spread_t", t), spread[t][a]);
-      }
-    }
-    // Step 0 sees nothing but the class, and most numbers of the last step change nothing.
-    values.add("actions/spread",
-               mean.size(0) > 1 ? spread.narrow(0, 1, spread.size(0) - 1).mean() : spread.mean());
-  }
-
-  void watch_codes(const at::Tensor& tokens, ReportValues& values) {
-    const at::Tensor flat = tokens.reshape({-1});
-    at::Tensor counts = at::zeros({env_.sizes().codes}, env_.long_options().dtype(at::kFloat));
-    counts.index_add_(0, flat, at::ones({flat.size(0)}, counts.options()));
-    const at::Tensor p = counts / double(flat.size(0));
-    values.add("code_perplexity", (p * p.clamp_min(1e-12).log()).sum().neg().exp());
-  }
-
-  // Classes that the features network recognises among the samples.
-  void watch_classes(const at::Tensor& images, ReportValues& values) {
-    if (env_.parts().features == nullptr) return;
-    const at::NoGradGuard no_grad;
-    const at::Tensor logits = env_.parts().features->forward(images, {"logits"})[0];
-    at::Tensor seen = at::zeros({logits.size(1)}, logits.options());
-    seen.index_fill_(0, logits.argmax(1), 1);
-    values.add("classes_seen", seen.sum());
+    sums.report(double(rounds), values);
   }
 
   // "; state saved in ..." for the end of an error message.
@@ -567,7 +466,7 @@ class PolicyRecipe : public Recipe {
   PolicyEnvironment env_;
   PolicySettings settings_;
   ActorCritic net_{nullptr};
-  std::map<int64_t, PolicySchedule> policies_;  // by their steps
+  std::optional<UpdateRollouts> rollouts_;
   std::optional<PolicyViews> views_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Reward> reward_;

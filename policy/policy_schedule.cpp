@@ -106,8 +106,7 @@ Action PolicySchedule::next(ScheduleState* state, int64_t step, const at::Tensor
 
 std::optional<double> PolicySchedule::known_guidance(int64_t step) const {
   if (shared_guidance_.empty()) return std::nullopt;
-  const double w = shared_guidance_[size_t(step)];
-  return w < kNoGuidanceBelow ? 0 : w;
+  return applied_guidance(shared_guidance_[size_t(step)]);
 }
 
 Json PolicySchedule::describe() const {

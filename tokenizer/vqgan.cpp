@@ -218,25 +218,7 @@ void save_tokenizer(const std::filesystem::path& path, const TokenizerImpl& toke
 
 void write_tokenizer(const std::filesystem::path& path, const TokenizerConfig& config,
                      const TensorMap& tensors) {
-  write_tensors(path, tensors, {{"config", config_to_json(config).dump()}, {"format", "1"}});
-}
-
-Tokenizer load_tokenizer(const std::filesystem::path& path) {
-  Metadata metadata;
-  const TensorMap tensors = read_tensors(path, &metadata);
-  if (!metadata.contains("config"))
-    throw InputError(cat(path.string(), ": is no tokenizer file: it has no \"config\" in its metadata"));
-  if (metadata["format"] != "1")
-    throw InputError(
-        cat(path.string(), ": has format \"", metadata["format"], "\", this program reads \"1\""));
-  const std::string where = path.string() + " (config)";
-  const auto config = config_from_json<TokenizerConfig>(parse_json(metadata["config"], where), where);
-  check_shapes(SafetensorsFile::open(path), tokenizer_shapes(config));
-  check_finite(tensors, path.string());
-  Tokenizer tokenizer(config);
-  const at::NoGradGuard no_grad;
-  load_module_state(*tokenizer, tensors, path.string());
-  return tokenizer;
+  write_tensors(path, tensors, {{"config", config_to_json(config).dump()}, {"format", kTokenizerFormat}});
 }
 
 }  // namespace adanat

@@ -150,12 +150,10 @@ class TokenizerImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Tokenizer);
 
-// A tokenizer file: the module's state, metadata "config" = config JSON and "format" = "1". Floating-point
+inline constexpr const char* kTokenizerFormat = "1";
+// A tokenizer file: the module's state, metadata "config" = config JSON and "format" = kTokenizerFormat. Floating-point
 // tensors are stored as `dtype`. Written atomically.
 void save_tokenizer(const std::filesystem::path& path, const TokenizerImpl& tokenizer,
                     at::ScalarType dtype = at::kFloat);
-// Reads such a file as float32. InputError: no tokenizer file, a newer format, tensors that do not fit the
-// config.
-Tokenizer load_tokenizer(const std::filesystem::path& path);
 
 }  // namespace adanat

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include "apps/pipeline/conditions.h"
 #include "core/base/interrupt.h"
@@ -55,6 +56,25 @@ ExpectedSet GivenSet::expected() const {
   return {description, set->count() > 0 ? std::optional(set->count()) : std::nullopt};
 }
 
+namespace {
+
+// What compare_sets would find out only after the images are made and measured.
+void check_statistics(Measurer& measurer, const std::string& path, const StatisticsFile& statistics,
+                      const MetricSet& metrics) {
+  if (metrics.spatial && !statistics.spatial)
+    throw InputError(cat("--metrics sfid: ", path, " has no mu_s and sigma_s; give the images themselves"));
+  const FeatureRows probe = measurer.extract(at::zeros({1, 3, 32, 32}, at::kByte));
+  const auto same = [&](const char* key, const GaussianStats& stats, const at::Tensor& rows) {
+    if (stats.mean.size(0) != rows.size(1))
+      throw InputError(cat(path, ": ", key, " has ", stats.mean.size(0), " dimensions, the network has ",
+                           rows.size(1), "; statistics of another network or tap?"));
+  };
+  same("mu", statistics.features, probe.pool);
+  if (metrics.spatial) same("mu_s", *statistics.spatial, probe.spatial);
+}
+
+}  // namespace
+
 GivenSet open_given(Evaluation& e, const std::string& path, const MetricSet& metrics) {
   GivenSet out;
   out.metrics = metrics;
@@ -72,6 +92,7 @@ GivenSet open_given(Evaluation& e, const std::string& path, const MetricSet& met
   if (!statistics.weights_sha256.empty() && statistics.weights_sha256 != e.measurer.weights_hash())
     warning(cat(path, ": was made with other weights (", statistics.weights_sha256.substr(0, 8), ", here ",
                 e.measurer.weights_hash().substr(0, 8), ")"));
+  check_statistics(e.measurer, path, statistics, metrics);
   if (statistics.has_images && (metrics.kernel || metrics.manifold || metrics.score))
     out.images = open_dataset(path);
   out.set.emplace(e.protocol, metrics, std::move(statistics), out.images ? e.expected(*out.images) : 0);
@@ -121,6 +142,7 @@ class ReconstructedSubject : public EvalSubject {
     double psnr_sum = 0, ssim_sum = 0;
     const at::NoGradGuard no_grad;
     MeasuredSet set(e_.protocol, e_.metrics, e_.expected(*source_));
+    if (e_.options.images.empty()) e_.skipped = 0;  // the reference's own images: broken ones count once
     e_.measure(*source_, set, "reconstruct", [&](const at::Tensor& images) {
       const at::Tensor originals = images.to(e_.device).to(at::kFloat) / 255;
       const at::Tensor ids = tokenizer->encode(originals);

@@ -39,7 +39,7 @@ struct Evaluation {
   std::optional<ModelConfig> config;  // of -m
   at::Device device;                  // that generates and reconstructs
   int64_t crop = 0;
-  int64_t skipped = 0;
+  int64_t skipped = 0;  // broken images left out, of both sides
 
   bool knows_classes(const std::vector<std::string>& names) const;
   // Images that a data set will give; -1 = not known before, since broken ones are left out.

@@ -375,10 +375,8 @@ at::ScalarType settle_dtype(const TrainOptions& o, PolicyTrainConfig& config, at
   config.validate();
   const fs::path own = fs::path(o.out) / "config.json";
   if (config.dtype == "auto" && o.resume && fs::exists(own)) {
-    const Json stored = read_json_file(own.string());
-    if (stored.is_object() && stored.contains("dtype") &&
-        (stored["dtype"] == "float32" || stored["dtype"] == "bfloat16"))
-      config.dtype = stored["dtype"];
+    if (const std::string stored = dtype_of_run(read_json_file(own.string())); !stored.empty())
+      config.dtype = stored;
   }
   const at::ScalarType dtype = parse_dtype(config.dtype, device);
   config.dtype = dtype_name(dtype);

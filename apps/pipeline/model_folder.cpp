@@ -5,6 +5,7 @@
 #include "core/base/edit_distance.h"
 #include "core/base/sha256.h"
 #include "core/base/text.h"
+#include "core/generator/generator_recipe.h"
 #include "core/io/atomic_file.h"
 #include "core/io/safetensors.h"
 #include "policy/policy_schedule.h"
@@ -199,6 +200,14 @@ SafetensorsFile open_part(const fs::path& folder, const ModelConfig& config, con
   const MappedFile& bytes = *file.mapping();
   if (config.files.contains(name) && bytes.size() <= kHashedAtStart)
     check_part_hash(config, file.path(), sha256_hex(bytes.data(), bytes.size()));
+  const char* format = name == kTokenizerFile ? kTokenizerFormat
+                       : name == kGeneratorFile
+                           ? kGeneratorFormat
+                           : nullptr;  // policies and classifiers have readers of their own
+  const auto found = file.metadata().find("format");
+  if (format != nullptr && found != file.metadata().end() && found->second != format)
+    throw InputError(cat(file.path().string(), ": has the format \"", printable(found->second),
+                         "\", this program reads \"", format, "\""));
   return file;
 }
 

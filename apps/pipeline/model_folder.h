@@ -89,7 +89,8 @@ void copy_missing_parts(const std::filesystem::path& from, const std::filesystem
 inline constexpr uint64_t kHashedAtStart = uint64_t{64} << 20;
 
 // Opens a part's file and compares it with its hash in config.json, up to kHashedAtStart bytes. InputError:
-// damaged, missing, or not the file that config.json was written for.
+// damaged, missing, not the file that config.json was written for, or of a format that this program does not
+// read.
 SafetensorsFile open_part(const std::filesystem::path& folder, const ModelConfig& config,
                           const std::string& name);
 

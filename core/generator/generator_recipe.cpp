@@ -56,7 +56,7 @@ at::Tensor masked_token_loss(GeneratorImpl& generator, const at::Tensor& ids, co
 
 void write_generator(const std::filesystem::path& file, const GeneratorConfig& config,
                      const TensorMap& weights) {
-  write_tensors(file, weights, {{"format", "adanat-generator-1"}, {"config", config_to_json(config).dump()}});
+  write_tensors(file, weights, {{"format", kGeneratorFormat}, {"config", config_to_json(config).dump()}});
 }
 
 namespace {

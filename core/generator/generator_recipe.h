@@ -82,7 +82,8 @@ std::unique_ptr<Recipe> make_generator_recipe(GeneratorTrainConfig config, Token
                                               SampleImages sample_images,
                                               std::optional<TextFeatures> texts = std::nullopt);
 
-// generator.safetensors: the weights, with the config as metadata.
+inline constexpr const char* kGeneratorFormat = "adanat-generator-1";
+// generator.safetensors: the weights, with the config and kGeneratorFormat as metadata.
 void write_generator(const std::filesystem::path& file, const GeneratorConfig& config,
                      const TensorMap& weights);
 

@@ -1,5 +1,6 @@
 #include "core/io/dtype.h"
 
+#include <algorithm>
 #include <array>
 
 namespace adanat {
@@ -43,6 +44,19 @@ static_assert(rows_in_enum_order());
 size_t size_of(DType dtype) {
   return kRows.at(static_cast<size_t>(dtype)).size;
 }
+
+std::optional<uint64_t> byte_count(const std::vector<int64_t>& shape, DType dtype) {
+  uint64_t total = size_of(dtype);
+  bool empty = false;
+  for (const int64_t size : shape) {
+    empty = empty || size == 0;
+    if (__builtin_mul_overflow(total, static_cast<uint64_t>(std::max<int64_t>(size, 1)), &total) ||
+        total > uint64_t{INT64_MAX})
+      return std::nullopt;
+  }
+  return empty ? 0 : total;
+}
+
 const char* name_of(DType dtype) {
   return kRows.at(static_cast<size_t>(dtype)).name;
 }

@@ -1,8 +1,10 @@
 // Element types of stored tensors, with the spelling of the safetensors format. Free of torch.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 namespace adanat {
 
@@ -30,6 +32,10 @@ enum class DType {
 
 // Bytes of one element: 1, 2, 4, 8 or 16.
 size_t size_of(DType dtype);
+
+// Bytes of a tensor's elements, sizes >= 0; nothing where the product does not fit 63 bits, also with each size
+// of 0 taken for 1: then the bytes of one row fit as well, and no reader need fear to multiply.
+std::optional<uint64_t> byte_count(const std::vector<int64_t>& shape, DType dtype);
 
 // The safetensors spelling: "BOOL", "U8", ..., "BF16", "F32", "I64", "F8_E4M3", "C64".
 const char* name_of(DType dtype);

@@ -150,20 +150,6 @@ class HeaderParser {
   size_t at_ = 0;
 };
 
-// Bytes of the elements, or nothing where the product does not fit 63 bits, also with each size of 0 taken
-// for 1: then the bytes of one row fit as well.
-std::optional<uint64_t> byte_count(const std::vector<int64_t>& shape, DType dtype) {
-  uint64_t total = size_of(dtype);
-  bool empty = false;
-  for (const int64_t size : shape) {
-    empty = empty || size == 0;
-    if (__builtin_mul_overflow(total, static_cast<uint64_t>(std::max<int64_t>(size, 1)), &total) ||
-        total > uint64_t{INT64_MAX})
-      return std::nullopt;
-  }
-  return empty ? 0 : total;
-}
-
 uint64_t row_bytes_of(const NpyHeader& header) {
   uint64_t total = size_of(header.dtype);
   for (size_t i = 1; i < header.shape.size(); ++i) total *= static_cast<uint64_t>(header.shape[i]);

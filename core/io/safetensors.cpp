@@ -27,17 +27,6 @@ uint64_t load_u64_le(const std::byte* bytes) {
   return value;
 }
 
-// Number of bytes of a tensor, or nothing where the product does not fit 63 bits. A size of 0 anywhere gives
-// 0 only if the other sizes do not overflow first: such a header is refused rather than interpreted.
-std::optional<uint64_t> byte_count(const std::vector<int64_t>& shape, DType dtype) {
-  uint64_t total = size_of(dtype);
-  for (const int64_t size : shape) {
-    if (__builtin_mul_overflow(total, static_cast<uint64_t>(size), &total)) return std::nullopt;
-    if (total > uint64_t{INT64_MAX}) return std::nullopt;
-  }
-  return total;
-}
-
 // Reads the header's JSON as a stream of events, so that a hostile header costs no more memory than the
 // entries that it names: no document tree is built, and nothing but the expected shape gets past the first
 // wrong token.

@@ -62,8 +62,7 @@ class TableSchedule : public Schedule {
   }
 
   std::optional<double> known_guidance(int64_t step) const override {
-    const double w = table_.guidance[size_t(step)];
-    return w < kNoGuidanceBelow ? 0 : w;
+    return applied_guidance(table_.guidance[size_t(step)]);
   }
 
   std::optional<at::Tensor> priority() const override { return priority_; }
@@ -129,7 +128,7 @@ std::unique_ptr<Schedule> make_table_schedule(std::string name, ScheduleTable ta
 }
 
 void note_small_guidance(const std::string& name, const ScheduleTable& table) {
-  const auto small = [](double w) { return w > 0 && w < kNoGuidanceBelow; };
+  const auto small = [](double w) { return w > 0 && applied_guidance(w) == 0; };
   if (const auto count = std::count_if(table.guidance.begin(), table.guidance.end(), small); count > 0)
     note(cat("schedule ", name, ": guidance below ", kNoGuidanceBelow, " counts as none, at ", count, " of ",
              table.steps, " steps"));

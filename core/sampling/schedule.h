@@ -75,6 +75,10 @@ struct TableOptions {
 // Guidance below this counts as none, though the Action still tells it: it saves the unconditional rows, and
 // changes a logit by less than a thousandth of its distance from the unconditional one.
 inline constexpr double kNoGuidanceBelow = 1e-3;
+// The guidance that is computed where `told` is the Action's.
+inline double applied_guidance(double told) {
+  return told < kNoGuidanceBelow ? 0 : told;
+}
 
 // MaskGIT's cosine: ratio cos(pi/2 (t+1)/T), temperature tau (1-(t+1)/T), rule maskgit, last ratio 0.
 ScheduleTable cosine_table(int64_t steps, const TableOptions& options);

@@ -185,8 +185,8 @@ Json stored_config(const fs::path& file, bool begun) {
 // were none.
 Json settle_dtype(Recipe& recipe, const Json& stored) {
   if (recipe.dtype() != "auto") return nullptr;
-  if (const auto it = stored.find("dtype"); it != stored.end() && (*it == "float32" || *it == "bfloat16")) {
-    recipe.set_dtype(it->get<std::string>());
+  if (const std::string dtype = dtype_of_run(stored); !dtype.empty()) {
+    recipe.set_dtype(dtype);
     return nullptr;
   }
   const DtypeChoice choice = choose_dtype(recipe);
@@ -304,7 +304,7 @@ class Averager {
  public:
   void add(const StepReport& report) {
     for (const auto& [name, value] : report.values) {
-      auto [it, fresh] = sums_.try_emplace(name, Sum{order_.size(), value.detach().clone(), 1});
+      auto [it, fresh] = sums_.try_emplace(name, Sum{value.detach().clone(), 1});
       if (fresh) {
         order_.push_back(name);
       } else {
@@ -326,7 +326,6 @@ class Averager {
 
  private:
   struct Sum {
-    size_t index;
     at::Tensor total;
     int64_t count;
   };
@@ -398,6 +397,11 @@ void check_run_folder(const fs::path& out, bool resume) {
   if (!resume && fs::exists(out) && !fs::is_empty(out) && !only_begun(out))
     throw InputError(
         cat(out.string(), ": holds a run already; add --resume to go on with it, or choose another --out"));
+}
+
+std::string dtype_of_run(const Json& config) {
+  const Json dtype = config.is_object() ? config.value("dtype", Json()) : Json();
+  return dtype == "float32" || dtype == "bfloat16" ? dtype.get<std::string>() : std::string();
 }
 
 std::vector<fs::path> checkpoints_in(const fs::path& out) {

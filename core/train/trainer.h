@@ -27,6 +27,9 @@ void check_run_folder(const std::filesystem::path& out, bool resume);
 void run_training(Recipe& recipe, const std::filesystem::path& out, bool resume,
                   const Json& run_info = Json::object());
 
+// The type that the run of this config.json was begun with, "float32" or "bfloat16"; empty where it does not say.
+std::string dtype_of_run(const Json& config);
+
 // The whole checkpoints below `out` (checkpoints/step-N), the oldest first; damaged ones are named on stderr.
 std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& out);
 // The newest of them, or an empty path.

@@ -137,7 +137,7 @@ TEST_F(EvalFigures, SettingsAreInTheResult) {
   EXPECT_EQ(run(given("a", "b") + "--crop 32").at("protocol_settings").at("half_distances"), false);
 }
 
-// Both sides count.
+// Both sides count, each image once.
 TEST_F(EvalFigures, SkippedImagesOfBothSides) {
   write_set("a", 8, 0);
   write_set("b", 8, 50);
@@ -147,6 +147,9 @@ TEST_F(EvalFigures, SkippedImagesOfBothSides) {
   EXPECT_EQ(j.at("skipped"), 3);
   EXPECT_EQ(j.at("count"), 7);
   EXPECT_EQ(j.at("reference_count"), 6);
+  EXPECT_EQ(
+      run("eval --quiet --tokenizer --skip-broken -m " + model() + " --reference " + path("b")).at("skipped"),
+      2);
 }
 
 TEST_F(EvalFigures, AccuracyWhereTheClassesAreTheNetworks) {
@@ -233,6 +236,17 @@ TEST_F(EvalInception, SpatialStatisticsMakeTheProtocolAdm) {
                                " --reference " + path("b.npz"));
   EXPECT_EQ(j.at("protocol"), "adm");
   EXPECT_GT(value(j, "rfid"), 0);
+}
+
+TEST_F(EvalInception, SpatialStatisticsThatAreMissingAreMissedBeforeTheWork) {
+  under("adm", "--metrics fid --images " + path("b") + " --save-stats " + path("b.npz"));
+  testing::write_small_model(dir_ / "m");
+  const auto early =
+      adanat_run(dir_, "eval --weights " + path("inception.safetensors") +
+                           " --protocol adm --metrics sfid --count 4 --steps 1 --cache none -m " + path("m") +
+                           " --reference " + path("b.npz"));
+  EXPECT_TRUE(testing::is_one_line_error(early, 2, "b.npz has no mu_s and sigma_s"));
+  EXPECT_EQ(early.err.find("generate (seed"), std::string::npos) << early.err;
 }
 
 TEST_F(EvalInception, CleanResizesEachImage) {

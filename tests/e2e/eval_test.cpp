@@ -89,6 +89,16 @@ TEST_F(Eval, StatisticsGiveTheFiguresOfTheirImages) {
   EXPECT_TRUE(is_one_line_error(adanat_run(dir_, given("a", "b.npz") + "--metrics pr"), 2, "b.npz"));
 }
 
+TEST_F(Eval, StatisticsOfAnotherNetworkAreRefusedBeforeTheWork) {
+  write_set("b", 12, 50);
+  run("eval --quiet --weights " + (testing::source_dir() / "models/mnist/measure.safetensors").string() +
+      " --images " + path("b") + " --save-stats " + path("b.npz"));
+  const auto early =
+      adanat_run(dir_, "eval -m " + model() + " --count 8 --cache none --reference " + path("b.npz"));
+  EXPECT_TRUE(is_one_line_error(early, 2, "b.npz: mu has 96 dimensions, the network has 128"));
+  EXPECT_EQ(early.err.find("generate (seed"), std::string::npos) << early.err;
+}
+
 TEST_F(Eval, BadInputIsOneLine) {
   write_set("a", 12, 0);
   write_set("b", 12, 50);

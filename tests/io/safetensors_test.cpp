@@ -150,6 +150,8 @@ constexpr BadHeader kBadHeaders[] = {
      "2^63"},
     {"product overflows to the right size",
      R"({"a":{"dtype":"U8","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}})", 0, "2^63"},
+    {"product overflows behind a size of 0",
+     R"({"a":{"dtype":"U8","shape":[0,4611686018427387904,4],"data_offsets":[0,0]}})", 0, "2^63"},
     {"size over 63 bits", R"({"a":{"dtype":"U8","shape":[9223372036854775808],"data_offsets":[0,0]}})", 0,
      "too large"},
     {"65 dimensions",

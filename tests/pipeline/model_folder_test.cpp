@@ -180,6 +180,21 @@ TEST(Pipeline, NamesAFlippedBit) {
   }
 }
 
+TEST(Pipeline, ReadsNoNewerFormat) {
+  for (const char* part : {"generator.safetensors", "tokenizer.safetensors"}) {
+    const testing::TempDir dir;
+    write_small_model(dir / "m");
+    Metadata metadata;
+    const TensorMap tensors = read_tensors(dir / "m" / part, &metadata);
+    metadata["format"] = "2";
+    write_tensors(dir / "m" / part, tensors, metadata);
+    write_model_config(dir / "m", read_model_config(dir / "m"));
+    EXPECT_NE(opening_error(dir / "m").find(cat(part, ": has the format \"2\", this program reads \"")),
+              std::string::npos)
+        << opening_error(dir / "m");
+  }
+}
+
 TEST(Pipeline, NamesAWeightThatIsNoNumber) {
   for (const double bad : {double(NAN), double(INFINITY)}) {
     const testing::TempDir dir;

@@ -8,6 +8,7 @@
 
 #include "core/nn/module_state.h"
 #include "support/recipes.h"
+#include "tokenizer/read_back.h"
 
 namespace adanat {
 namespace {
@@ -210,7 +211,7 @@ TEST(TokenizerRecipe, WritesWhatItMeasures) {
   for (int64_t s = 0; s < 6; ++s) recipe->step(s);
   recipe->write_model(folder.path());
   EXPECT_EQ(finished, folder.path());
-  Tokenizer tokenizer = load_tokenizer(folder / "tokenizer.safetensors");
+  Tokenizer tokenizer = testing::read_back(folder / "tokenizer.safetensors");
   EXPECT_TRUE(tokenizer->config() == config.model);
   // The file holds the averages, rounded, not the weights of the last update.
   TensorMap state = state_of(*recipe);
